@@ -1,0 +1,301 @@
+"""What files in configs/ return, and the frozen, validated object that every room reads.
+
+A config file's `get_config()` starts from `default()`, a ConfigDict with every key there is, and sets some.
+Flags (`--config.train.batch_size=16`) are applied to it; `freeze()` then makes and checks the `Config`.
+The dataclasses below are the only list of keys, types and defaults.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_bert_app.errors import UserError
+
+
+def _key(default: Any, help: str, one_of: Sequence[str] = (), least: float | None = None, below: float | None = None):
+    """A key with its default, its meaning, and what values are possible."""
+    return field(default=default, metadata={"help": help, "one_of": one_of, "least": least, "below": below})
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How text becomes ids."""
+
+    vocabulary: str | None = _key(None, "path of a vocab.txt; None: the one that comes with `init`")
+    lower_case: bool | None = _key(None, "lower-case and strip accents; None: as `init` says")
+    max_length: int = _key(128, "longest sequence, special tokens included, in tokens", least=5)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder's shape. None: what `init` says, else BERT's default (Devlin et al. 2019)."""
+
+    vocabulary_size: int | None = _key(None, "entries of the vocabulary", least=1)
+    num_layers: int | None = _key(None, "Transformer blocks", least=1)
+    num_heads: int | None = _key(None, "attention heads; divides hidden_dim", least=1)
+    hidden_dim: int | None = _key(None, "width of the residual stream", least=1)
+    intermediate_dim: int | None = _key(None, "width of the feed-forward layer", least=1)
+    max_positions: int | None = _key(None, "learned positions", least=1)
+    num_segments: int | None = _key(None, "segment (token type) embeddings", least=1)
+    activation: str | None = _key(None, "of the feed-forward layer", one_of=("gelu", "gelu_new", "relu"))
+    epsilon: float | None = _key(None, "of layer normalisation", least=0)
+    dropout: float | None = _key(None, "rate after embeddings, attention and feed-forward", least=0, below=1)
+    attention_dropout: float | None = _key(None, "rate on attention probabilities", least=0, below=1)
+    initializer_range: float | None = _key(None, "standard deviation of fresh weights", least=0)
+    position_type: str | None = _key(None, "of position embeddings", one_of=("learned", "sinusoidal"))
+    pooling: str | None = _key(
+        None, "pooled output: first token through a dense tanh layer, masked mean, or max", one_of=("first", "mean", "max")
+    )
+
+
+ENCODER_DEFAULTS = EncoderConfig(
+    num_layers=12,
+    num_heads=12,
+    hidden_dim=768,
+    intermediate_dim=3072,
+    max_positions=512,
+    num_segments=2,
+    activation="gelu",
+    epsilon=1e-12,
+    dropout=0.1,
+    attention_dropout=0.1,
+    initializer_range=0.02,
+    position_type="learned",
+    pooling="first",
+)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the job is."""
+
+    name: str = _key("classification", "a key of keras_bert_app.tasks.TASKS")
+    class_weights: str = _key(
+        "none", "balanced: weight each class by the inverse of its share", one_of=("none", "balanced")
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text and labels come from: paths (.csv, .tsv, .jsonl, a folder per class) or packaged names."""
+
+    train: str | None = _key(None, "trained on")
+    evaluation: str | None = _key(None, "chooses the checkpoint; None: held out of train by hash")
+    test: str | None = _key(None, "reported, never chosen on; None: held out of train by hash")
+    evaluation_fraction: float = _key(0.1, "of what is left of train, when evaluation isn't given", least=0, below=1)
+    test_fraction: float = _key(0.1, "of train, when test isn't given", least=0, below=1)
+    text_column: str = _key("text", "column of the text")
+    pair_column: str | None = _key(None, "column of the second text, for pairs")
+    label_column: str = _key("label", "column of the label")
+    group_column: str | None = _key(None, "column whose equal values stay in one split")
+    skip_bad_rows: bool = _key(False, "skip and count malformed rows instead of refusing the file")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How weights move."""
+
+    strategy: str = _key("none", "one device, or a replica per device", one_of=("none", "mirrored"))
+    num_devices: int | None = _key(
+        None, "for mirrored: how many GPUs, or logical CPU devices where there is no GPU; None: all GPUs", least=1
+    )
+    precision: str = _key(
+        "float32", "dtype policy of the layers", one_of=("float32", "mixed_bfloat16", "float64")
+    )
+    batch_size: int = _key(32, "examples an update, over all replicas", least=1)
+    epochs: int = _key(3, "passes over the training set", least=1)
+    learning_rate: float = _key(5e-5, "peak", least=0)
+    warmup_fraction: float = _key(0.1, "of all updates, before the linear decay to zero", least=0, below=1)
+    weight_decay: float = _key(0.01, "decoupled (AdamW); biases and layer normalisation excluded", least=0)
+    clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=0)
+    group_by_length: bool = _key(True, "batches of similar lengths, in random order")
+    metric: str = _key("accuracy", "evaluation metric that chooses the checkpoint; higher is better")
+    patience: int | None = _key(None, "stop after so many evaluations without a better metric", least=1)
+    evaluate_every: int | None = _key(None, "updates between evaluations; None: every epoch", least=1)
+    checkpoint_every: int | None = _key(None, "updates between checkpoints beside those of evaluations", least=1)
+    keep_checkpoints: int = _key(1, "newest checkpoints kept, beside the best", least=1)
+    deterministic: bool = _key(False, "TensorFlow's op determinism: slower, the same bits on every run")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole."""
+
+    seed: int = _key(0, "of fresh weights, order and dropout", least=0)
+    init: str | None = _key(
+        None, "weights to start from: a packaged name (minilm-l6), a folder or .safetensors file, a workdir; None: fresh"
+    )
+    text: TextConfig = TextConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def default():
+    """Every key with its default, as a ConfigDict (ml_collections) for a config file to change and return."""
+    from ml_collections import config_dict
+
+    def convert(section):
+        result = config_dict.ConfigDict()
+        for key in dataclasses.fields(section):
+            value = getattr(section, key.name)
+            if value is None:
+                value = config_dict.placeholder(_value_type(type(section), key.name))
+            result[key.name] = convert(value) if dataclasses.is_dataclass(value) else value
+        return result
+
+    return convert(Config())
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse `--config.KEY` flags whose KEY doesn't exist.
+
+    Raises:
+        UserError: names the key and the nearest right one.
+    """
+    for argument in arguments:
+        if argument == "--":
+            break
+        flag = argument.split("=", 1)[0].lstrip("-")
+        if not (argument.startswith("-") and flag.startswith("config.")):
+            continue
+        section: Any = Config
+        for name in flag.removeprefix("config.").split("."):
+            keys = {key.name for key in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else ()
+            if name not in keys:
+                raise UserError(f"unknown flag --{flag}{_nearest(flag.removeprefix('config.'))}")
+            section = typing.get_type_hints(section)[name]
+        if dataclasses.is_dataclass(section):
+            raise UserError(f"--{flag} is a section, not a key; set one of its keys, such as --{flag}."
+                            f"{dataclasses.fields(section)[0].name}")
+
+
+def freeze(values: Mapping[str, Any]) -> Config:
+    """A mapping of sections to keys to values (a ConfigDict or parsed JSON) -> the frozen, validated Config.
+
+    Raises:
+        UserError: unknown key, wrong type or impossible value; the message names the key.
+    """
+    return _freeze(Config, values.to_dict() if hasattr(values, "to_dict") else values, "config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], path: str = "config") -> list[str]:
+    """Lines `config.a.b: 1 -> 2` for the keys in which two plain dicts differ."""
+    lines = []
+    for name in sorted(first.keys() | second.keys()):
+        one, other = first.get(name), second.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += differences(one, other, f"{path}.{name}")
+        elif one != other:
+            lines.append(f"{path}.{name}: {one!r} -> {other!r}")
+    return lines
+
+
+def complete_encoder(wanted: EncoderConfig, given: Mapping[str, Any]) -> EncoderConfig:
+    """What the config asks for, else what the weights say (`given`), else BERT's defaults; checked.
+
+    Raises:
+        UserError: no vocabulary size is known, or the heads don't divide the hidden size.
+    """
+    values = {
+        key.name: next(
+            (
+                value
+                for value in (
+                    getattr(wanted, key.name),
+                    given.get(key.name),
+                    getattr(ENCODER_DEFAULTS, key.name),
+                )
+                if value is not None
+            ),
+            None,
+        )
+        for key in dataclasses.fields(EncoderConfig)
+    }
+    encoder = _freeze(EncoderConfig, values, "config.encoder")
+    if encoder.vocabulary_size is None:
+        raise UserError("config.encoder.vocabulary_size is not set; set it, or give config.text.vocabulary")
+    if encoder.hidden_dim % encoder.num_heads:
+        raise UserError(
+            f"config.encoder.num_heads is {encoder.num_heads}, which doesn't divide "
+            f"config.encoder.hidden_dim {encoder.hidden_dim}"
+        )
+    return encoder
+
+
+def _freeze(section: type, values: Mapping[str, Any], path: str):
+    known = {key.name for key in dataclasses.fields(section)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"unknown key {path}.{name}{_nearest(f'{path}.{name}'.removeprefix('config.'))}")
+    hints = typing.get_type_hints(section)
+    result = {}
+    for key in dataclasses.fields(section):
+        if key.name not in values:
+            continue
+        where, value = f"{path}.{key.name}", values[key.name]
+        if dataclasses.is_dataclass(hints[key.name]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where} is {value!r}; it takes a section of keys")
+            result[key.name] = _freeze(hints[key.name], value, where)
+        else:
+            result[key.name] = _checked(where, value, hints[key.name], key.metadata)
+    return section(**result)
+
+
+def _checked(where: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{where} is {value!r}; it takes {_KINDS[kind]} ({metadata['help']})")
+    if metadata["one_of"] and value not in metadata["one_of"]:
+        near = difflib.get_close_matches(str(value), metadata["one_of"], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where} is {value!r}; it takes one of {', '.join(metadata['one_of'])}{hint}")
+    if kind is float and value != value:
+        raise UserError(f"{where} is not a number")
+    least, below = metadata["least"], metadata["below"]
+    if least is not None and not value >= least:
+        raise UserError(f"{where} is {value}; it takes at least {least}")
+    if below is not None and not value < below:
+        raise UserError(f"{where} is {value}; it takes less than {below}")
+    return value
+
+
+_KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _value_type(section: type, name: str) -> type:
+    hint = typing.get_type_hints(section)[name]
+    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+
+
+def _all_keys(section: type, path: str = "") -> list[str]:
+    keys = []
+    for name, hint in typing.get_type_hints(section).items():
+        keys += _all_keys(hint, f"{path}{name}.") if dataclasses.is_dataclass(hint) else [f"{path}{name}"]
+    return keys
+
+
+def _nearest(key: str) -> str:
+    """The right key nearest to a wrong one: by the whole path, else by the last word anywhere."""
+    keys = _all_keys(Config)
+    by_name = {known.rsplit(".", 1)[-1]: known for known in keys}
+    near = difflib.get_close_matches(key, keys, 1, 0.7)
+    if not near:
+        near = [by_name[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_name, 1, 0.7)]
+    return f"; did you mean config.{near[0]}?" if near else f"; the sections are {', '.join(dict.fromkeys(k.split('.')[0] for k in keys))}"

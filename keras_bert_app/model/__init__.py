@@ -1,0 +1,6 @@
+"""Ids -> tensors: Keras layers on keras.ops alone. Importing this registers them for `.keras` files."""
+
+from keras_bert_app.model.encoder import BertEmbeddings, BertEncoder, SelfAttention, TransformerBlock
+from keras_bert_app.model.heads import ClassificationHead
+
+__all__ = ["BertEmbeddings", "BertEncoder", "ClassificationHead", "SelfAttention", "TransformerBlock"]

@@ -1,0 +1,141 @@
+"""One label for a text or a pair of texts (Devlin et al. 2019, section 4.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_app import features
+from keras_bert_app.config import Config, DataConfig, EncoderConfig, to_dict
+from keras_bert_app.data.readers import Record
+from keras_bert_app.errors import UserError
+from keras_bert_app.model import BertEncoder, ClassificationHead
+from keras_bert_app.tasks.metrics import classification_metrics
+from keras_bert_app.text.packing import TextPacker
+
+
+class ClassificationTask:
+    """Softmax over labels.
+
+    Args:
+        labels: label names; a label's id is its place.
+        text_inputs: features.TEXT, and features.TEXT_PAIR where the texts come in pairs.
+
+    Raises:
+        UserError: fewer than two labels.
+    """
+
+    name = "classification"
+    targets_dtypes = {features.LABEL: "int32", features.WEIGHT: "float32"}
+
+    def __init__(self, labels: Sequence[str], text_inputs: Sequence[str]):
+        if len(labels) < 2:
+            raise UserError(f"the training set has only the label {', '.join(labels)!r}; a classifier needs two")
+        self.labels = tuple(labels)
+        self.text_inputs = tuple(text_inputs)
+
+    @classmethod
+    def from_records(cls, config: Config, records: Sequence[Record]) -> "ClassificationTask":
+        """The task whose labels are those of the training records, sorted."""
+        labels = sorted({record.values[features.LABEL] for record in records})
+        pair = (features.TEXT_PAIR,) if config.data.pair_column else ()
+        return cls(labels, (features.TEXT, *pair))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, ready for JSON."""
+        return {"labels": list(self.labels), "text_inputs": list(self.text_inputs)}
+
+    @staticmethod
+    def columns(data: DataConfig, labelled: bool = True) -> dict[str, str]:
+        """Feature name -> column name of the files."""
+        columns = {
+            features.TEXT: data.text_column,
+            features.TEXT_PAIR: data.pair_column,
+            features.LABEL: data.label_column if labelled else None,
+            features.GROUP: data.group_column if labelled else None,
+        }
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def targets(self, records: Sequence[Record], class_weights: str = "none") -> dict[str, np.ndarray]:
+        """Label ids int32 [N] and weights float32 [N]; balanced weights are N / (C * count of the label).
+
+        Raises:
+            UserError: a label that the training set doesn't have; names its file and line.
+        """
+        ids = {label: place for place, label in enumerate(self.labels)}
+        for record in records:
+            if record.values[features.LABEL] not in ids:
+                raise UserError(
+                    f"{record.where}: unknown label {record.values[features.LABEL]!r}; "
+                    f"the training set has {', '.join(self.labels)}"
+                )
+        label_ids = np.array([ids[record.values[features.LABEL]] for record in records], "int32")
+        weights = np.ones(len(records), "float32")
+        if class_weights == "balanced":
+            counts = np.bincount(label_ids, minlength=len(self.labels))
+            weights = (len(records) / (len(self.labels) * counts))[label_ids].astype("float32")
+        return {features.LABEL: label_ids, features.WEIGHT: weights}
+
+    def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
+        """The encoder's inputs -> {logits: float [B, C]}, as a functional Keras model."""
+        inputs = {
+            name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in features.ENCODER_INPUTS.items()
+        }
+        encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(inputs)
+        head = ClassificationHead(
+            len(self.labels), encoder.dropout, encoder.initializer_range, dtype=precision, name="head"
+        )
+        return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
+
+    def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
+        """Name -> (cross entropy [B] in nats, weights [B]); each is averaged over the global batch's weights."""
+        logits = outputs[features.LOGITS]
+        loss = keras.ops.sparse_categorical_crossentropy(batch[features.LABEL], logits, from_logits=True)
+        return {"loss": (loss, tf.cast(batch[features.WEIGHT], loss.dtype))}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Model outputs [N, ...] and targets [N, ...] -> metrics; see tasks/metrics.py."""
+        return classification_metrics(
+            targets[features.LABEL], self.probabilities(outputs[features.LOGITS]), self.labels
+        )
+
+    @staticmethod
+    def probabilities(logits: np.ndarray) -> np.ndarray:
+        """Logits [N, C] -> probabilities [N, C], in float64."""
+        shifted = np.exp(np.asarray(logits, "float64") - np.max(logits, axis=-1, keepdims=True))
+        return shifted / shifted.sum(axis=-1, keepdims=True)
+
+    def decode(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """{logits [B, C]} -> label string [B], score float32 [B], probabilities float32 [B, C]."""
+        probabilities = tf.nn.softmax(tf.cast(outputs[features.LOGITS], tf.float32))
+        return {
+            features.LABEL: tf.gather(tf.constant(self.labels), tf.argmax(probabilities, axis=-1)),
+            features.SCORE: tf.reduce_max(probabilities, axis=-1),
+            features.PROBABILITIES: probabilities,
+        }
+
+    def signatures(self, model: keras.Model, packer: TextPacker) -> dict[str, Any]:
+        """Signature name -> concrete function with the named inputs and outputs that a bundle has.
+
+        serving_default: the texts, string [B] each -> what `decode` gives.
+        token_ids: the encoder's inputs [B, S] -> logits [B, C].
+        """
+
+        @tf.function
+        def serving_default(**texts):
+            return self.decode(model(packer([texts[name] for name in self.text_inputs]), training=False))
+
+        @tf.function
+        def token_ids(**inputs):
+            return model(inputs, training=False)
+
+        texts = {name: tf.TensorSpec([None], tf.string, name=name) for name in self.text_inputs}
+        ids = {
+            name: tf.TensorSpec([None, None], dtype, name=name) for name, dtype in features.ENCODER_INPUTS.items()
+        }
+        return {
+            "serving_default": serving_default.get_concrete_function(**texts),
+            "token_ids": token_ids.get_concrete_function(**ids),
+        }

@@ -1,0 +1,1 @@
+from keras_bert_app.evaluation import classification_metrics  # TEMP

@@ -1,0 +1,1 @@
+"""Strings -> ids, all of it inside the graph."""

@@ -1,0 +1,42 @@
+"""Normalise, split, WordPiece: the BERT tokenizer (Devlin et al. 2019) as TensorFlow ops."""
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from keras_bert_app.text.vocabulary import UNKNOWN, Vocabulary
+
+# What the reference's clean-up deletes: controls but tab, line feed and carriage return; format characters;
+# private use; the replacement character, which transcoding also makes of invalid UTF-8.
+_DELETED = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}\p{Cf}\p{Co}\x{FFFD}]"
+
+
+class BertTokenizer(tf.Module):
+    """Strings [B] -> ragged token ids, int32 [B, (T)], without special tokens.
+
+    Lower-casing follows the reference: NFD, marks (Mn) deleted, then lower case. Invalid UTF-8 is deleted.
+    Special tokens in a text, such as a literal `[SEP]`, are punctuation and letters like any other.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, lower_case: bool):
+        super().__init__(name="tokenizer")
+        self.vocabulary = vocabulary
+        self.lower_case = lower_case
+        self._wordpiece = tf_text.FastBertTokenizer(
+            list(vocabulary.pieces),
+            token_out_type=tf.int32,
+            unknown_token=UNKNOWN,
+            lower_case_nfd_strip_accents=False,
+        )
+
+    def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """string [B] -> int32 [B, (T)]."""
+        return self._wordpiece.tokenize(self.normalise(texts))
+
+    def normalise(self, texts: tf.Tensor) -> tf.Tensor:
+        """string [B] -> string [B]: valid UTF-8, cleaned, lower-cased where asked for."""
+        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+        texts = tf.strings.regex_replace(texts, _DELETED, "")
+        if self.lower_case:
+            texts = tf.strings.regex_replace(tf_text.normalize_utf8(texts, "NFD"), r"\p{Mn}", "")
+            texts = tf.strings.lower(texts, encoding="utf-8")
+        return texts

@@ -1,0 +1,114 @@
+"""Checkpoints: a folder a step, whole or not there, as safetensors and JSON.
+
+    checkpoints/step-00000610/model.safetensors      the model's weights by their Keras path
+    checkpoints/step-00000610/optimizer.safetensors  the optimizer's variables by theirs
+    checkpoints/step-00000610/state.json             what the loop knows: see loop.State
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from keras_bert_app.errors import UserError
+from keras_bert_app.files import atomic_directory
+
+_NAME = re.compile(r"step-(\d{8,})")
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def folder_of(workdir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return workdir / "checkpoints" / f"step-{step:08d}"
+
+
+def steps(workdir: Path) -> list[int]:
+    """The steps that have a checkpoint, oldest first."""
+    folder = workdir / "checkpoints"
+    names = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in names if match)
+
+
+def save(
+    workdir: Path, step: int, model: keras.Model, optimizer: keras.optimizers.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write the checkpoint of a step; one that is there already stays."""
+    path = folder_of(workdir, step)
+    if path.exists():
+        return
+    with atomic_directory(path) as temporary:
+        save_file(values_by_path(model.weights), temporary / MODEL)
+        save_file(values_by_path(optimizer.variables), temporary / OPTIMIZER)
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def read_state(workdir: Path, step: int) -> dict[str, Any]:
+    """The loop's state at a step."""
+    return json.loads((folder_of(workdir, step) / STATE).read_text(encoding="utf-8"))
+
+
+def restore(workdir: Path, step: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+    """Set the model's weights, and the optimizer's variables where it is given, to those of a step.
+
+    Raises:
+        UserError: a file can't be read, or its tensors aren't those of this model.
+    """
+    folder = folder_of(workdir, step)
+    assign_by_path(model.weights, read_tensors(folder / MODEL), folder / MODEL)
+    if optimizer is not None:
+        assign_by_path(optimizer.variables, read_tensors(folder / OPTIMIZER), folder / OPTIMIZER)
+
+
+def prune(workdir: Path, keep: Iterable[int]) -> None:
+    """Remove the checkpoints of all steps but these."""
+    for step in set(steps(workdir)) - set(keep):
+        shutil.rmtree(folder_of(workdir, step))
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """A safetensors file's tensors by name.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: can't read it: {error}") from error
+
+
+def values_by_path(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
+    """Variables' values by path, of the first replica where they are mirrored."""
+    strategy = tf.distribute.get_strategy()
+    return {
+        variable.path: np.ascontiguousarray(strategy.experimental_local_results(variable.value)[0].numpy())
+        for variable in variables
+    }
+
+
+def assign_by_path(variables: Iterable[keras.Variable], tensors: dict[str, np.ndarray], where: Path) -> None:
+    """Set variables from tensors of the same paths and shapes.
+
+    Raises:
+        UserError: names every path that is missing, left over or misshapen.
+    """
+    wanted = {variable.path: variable for variable in variables}
+    problems = [f"{path} missing" for path in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"{path} unknown" for path in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{path} has shape {list(tensors[path].shape)}, the model's {list(wanted[path].shape)}"
+        for path in sorted(wanted.keys() & tensors.keys())
+        if tuple(wanted[path].shape) != tensors[path].shape
+    ]
+    if problems:
+        raise UserError(f"{where} doesn't fit this model: {'; '.join(problems)}")
+    for path, variable in wanted.items():
+        variable.assign(tensors[path])

@@ -1,0 +1,184 @@
+"""A run's folder: what is in it, how it is opened, and how its model comes back.
+
+    config.json      format version and the config as given, after flags
+    provenance.json  versions, git state, command, where weights and data came from
+    model.json       what the network is: task, encoder, tokenizer (with vocab.txt beside it)
+    checkpoints/     see checkpoints.py
+    summaries/       TensorBoard scalars
+    report.html, metrics.json, model.keras   results of the best checkpoint
+"""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_bert_app import config as configuration
+from keras_bert_app.errors import UserError
+from keras_bert_app.files import atomic_file
+from keras_bert_app.tasks import TASKS
+from keras_bert_app.text.packing import TextPacker
+from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.vocabulary import Vocabulary
+from keras_bert_app.training import checkpoints
+
+FORMAT_VERSION = 1
+_PACKAGES = ("tensorflow", "keras", "tensorflow-text", "numpy", "safetensors")
+
+
+def open_for_training(workdir: Path, config: configuration.Config) -> None:
+    """Make the folder, or check that the one that is there belongs to this config.
+
+    Raises:
+        UserError: it belongs to another config (the message lists the differences), is of an unknown format, or
+            holds other things.
+    """
+    wanted = configuration.to_dict(config)
+    if (workdir / "config.json").exists():
+        differences = configuration.differences(_read_config(workdir), wanted)
+        if differences:
+            raise UserError(
+                f"{workdir} belongs to a run with another config ({'; '.join(differences)}); "
+                "give another --workdir, or the same config to go on with that run"
+            )
+        return
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir} exists and is no run's folder; give another --workdir")
+    write_json(workdir / "config.json", {"format_version": FORMAT_VERSION, "config": wanted})
+
+
+def read_config(workdir: Path) -> configuration.Config:
+    """The config of a run.
+
+    Raises:
+        UserError: no run is there, or it is of a format that this version doesn't know.
+    """
+    return configuration.freeze(_read_config(workdir))
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    content = read_json(workdir / "config.json", f"{workdir} is no run's folder; `run.py finetune` makes one")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{workdir} has format {content.get('format_version')!r}, this version knows {FORMAT_VERSION}; "
+            "use the version that made it (see provenance.json), or train again in another --workdir"
+        )
+    return content["config"]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What the network is, apart from its weights."""
+
+    task: Any
+    encoder: configuration.EncoderConfig
+    vocabulary: Vocabulary
+    lower_case: bool
+    max_length: int
+
+    def packer(self) -> TextPacker:
+        """The text side."""
+        return TextPacker(BertTokenizer(self.vocabulary, self.lower_case), self.max_length)
+
+    def save(self, workdir: Path) -> None:
+        """Write model.json and vocab.txt."""
+        self.vocabulary.save(workdir / "vocab.txt")
+        write_json(
+            workdir / "model.json",
+            {
+                "task": {"name": self.task.name} | self.task.get_config(),
+                "encoder": configuration.to_dict(self.encoder),
+                "tokenizer": {"lower_case": self.lower_case, "vocabulary_sha256": self.vocabulary.sha256},
+                "max_length": self.max_length,
+            },
+        )
+
+    @classmethod
+    def load(cls, workdir: Path) -> "ModelDescription":
+        """Read model.json and vocab.txt.
+
+        Raises:
+            UserError: a file is missing, or the vocabulary isn't the one that the model was made with.
+        """
+        content = read_json(workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` makes one")
+        vocabulary = Vocabulary.load(workdir / "vocab.txt")
+        if vocabulary.sha256 != content["tokenizer"]["vocabulary_sha256"]:
+            raise UserError(f"{workdir / 'vocab.txt'} isn't the vocabulary that the model was made with; put that back")
+        arguments = dict(content["task"])
+        return cls(
+            task=TASKS[arguments.pop("name")](**arguments),
+            encoder=configuration.EncoderConfig(**content["encoder"]),
+            vocabulary=vocabulary,
+            lower_case=content["tokenizer"]["lower_case"],
+            max_length=content["max_length"],
+        )
+
+
+def best_step(workdir: Path) -> int:
+    """The step that the evaluation metric chose.
+
+    Raises:
+        UserError: none has been evaluated yet.
+    """
+    saved = checkpoints.steps(workdir)
+    best = checkpoints.read_state(workdir, saved[-1])["best_step"] if saved else None
+    if best is None:
+        raise UserError(f"{workdir} has no evaluated checkpoint yet; run finetune with the same config to go on")
+    return best
+
+
+def inference_precision(config: configuration.Config) -> str:
+    """The dtype policy to answer with: float64 where trained in it, else float32, whatever trained in bfloat16."""
+    return "float64" if config.train.precision == "float64" else "float32"
+
+
+def load_best_model(workdir: Path, precision: str) -> tuple[ModelDescription, keras.Model]:
+    """The description and the model with the weights of the best checkpoint, in a dtype policy."""
+    step = best_step(workdir)
+    description = ModelDescription.load(workdir)
+    model = description.task.build_model(description.encoder, precision)
+    checkpoints.restore(workdir, step, model)
+    return description, model
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine, command and git state, ready for JSON."""
+    git = {}
+    for key, arguments in {"commit": ["rev-parse", "HEAD"], "changes": ["status", "--porcelain"]}.items():
+        answer = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        git[key] = answer.stdout.strip() if answer.returncode == 0 else None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git": git,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        UserError: `otherwise` where the file isn't there; where it is broken, says so.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(otherwise) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't read it: {error}") from error
