@@ -184,6 +184,18 @@ def freeze(values: Mapping[str, Any]) -> Config:
     return _freeze(Config, values.to_dict() if hasattr(values, "to_dict") else values, "config")
 
 
+def documented_keys(section: type = Config, path: str = "") -> list[tuple[str, Any, str]]:
+    """(key with its sections, default, meaning) of every key there is."""
+    hints, keys = typing.get_type_hints(section), []
+    for key in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[key.name]):
+            keys += documented_keys(hints[key.name], f"{path}{key.name}.")
+        else:
+            choices = f" ({', '.join(key.metadata['one_of'])})" if key.metadata["one_of"] else ""
+            keys.append((path + key.name, key.default, key.metadata["help"] + choices))
+    return keys
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain dicts, ready for JSON."""
     return dataclasses.asdict(config)
@@ -284,16 +296,11 @@ def _value_type(section: type, name: str) -> type:
     return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
-def _all_keys(section: type, path: str = "") -> list[str]:
-    keys = []
-    for name, hint in typing.get_type_hints(section).items():
-        keys += _all_keys(hint, f"{path}{name}.") if dataclasses.is_dataclass(hint) else [f"{path}{name}"]
-    return keys
 
 
 def _nearest(key: str) -> str:
     """The right key nearest to a wrong one: by the whole path, else by the last word anywhere."""
-    keys = _all_keys(Config)
+    keys = [known for known, _, _ in documented_keys()]
     by_name = {known.rsplit(".", 1)[-1]: known for known in keys}
     near = difflib.get_close_matches(key, keys, 1, 0.7)
     if not near:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from keras_bert_app.config import EncoderConfig, complete_encoder
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -56,6 +57,9 @@ POOLER_ROWS = (
     ("pooler/bias", "pooler.dense.bias", _same, _same),
 )
 
+# Names that the oldest files spell differently, google-bert/bert-base-uncased among them.
+OLD_SPELLINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
 # Tensors that are left out on purpose, with the reason that the user is told.
 LEFT_OUT = (
     (r"embeddings\.position_ids", "a constant"),
@@ -92,11 +96,11 @@ FIXED_TOKENIZER = {"tokenize_chinese_chars": (True, None), "never_split": (None,
 def load(path: str | Path) -> Pretrained:
     """Read a folder with config.json, vocab.txt and model.safetensors, or a .safetensors file beside those two.
 
-    Every tensor is taken, or left out for a stated reason.
+    Every tensor is taken, or left out for a stated reason. Their shapes are `pretrained.assign`'s to check.
 
     Raises:
-        UserError: a file is missing or broken, the architecture isn't BERT's, or tensors are unknown, missing or
-            misshapen; the message names all of them.
+        UserError: a file is missing or broken, the architecture isn't BERT's, or tensors are unknown or missing;
+            the message names all of them.
     """
     path = Path(path)
     weights = path / "model.safetensors" if path.is_dir() else path
@@ -127,16 +131,20 @@ def encoder_settings(settings: Mapping[str, Any], where: Path) -> dict[str, Any]
     """Their config.json -> the keys of config.EncoderConfig.
 
     Raises:
-        UserError: a key is missing, or a setting asks for another network than BERT's.
+        UserError: a key is missing, its value impossible, or a setting asks for another network than BERT's.
     """
     for key, allowed in FIXED.items():
         if settings.get(key) not in allowed and not (key == "model_type" and key not in settings):
             raise UserError(f"{where}: {key} is {settings[key]!r}; only {allowed[0]!r} can be loaded")
-    missing = [theirs for theirs in CONFIG_KEYS.values() if theirs not in settings]
+    missing = [theirs for theirs in CONFIG_KEYS.values() if settings.get(theirs) is None]
     if missing:
         raise UserError(f"{where}: not a BERT configuration, {', '.join(missing)} missing")
     encoder = {ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()}
-    encoder["activation"] = ACTIVATION_NAMES.get(encoder["activation"], encoder["activation"])
+    encoder["activation"] = ACTIVATION_NAMES.get(str(encoder["activation"]), encoder["activation"])
+    try:
+        complete_encoder(EncoderConfig(), encoder)
+    except UserError as error:
+        raise UserError(f"{where}: can't be loaded as it is: {error}") from error
     return encoder
 
 
@@ -152,7 +160,7 @@ def name_rows(num_layers: int) -> Iterable[tuple]:
 def _read_tensors(path: Path, num_layers: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            theirs = {name: name.removeprefix("bert.") for name in file.keys()}  # noqa: SIM118 (no mapping)
+            theirs = {name: _modern_name(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             rows = {name: (ours, transform) for ours, name, transform, _ in name_rows(num_layers)}
             taken, left_out, unknown = {}, {}, []
             for full_name, name in theirs.items():
@@ -172,6 +180,13 @@ def _read_tensors(path: Path, num_layers: int) -> tuple[dict[str, np.ndarray], d
         parts += [f"missing: {', '.join(sorted(missing))}"] if missing else []
         raise UserError(f"{path}: the tensors aren't those of a BERT encoder of {num_layers} layers; {'; '.join(parts)}")
     return taken, left_out
+
+
+def _modern_name(name: str) -> str:
+    """A tensor's name in their file -> the name in the rows above."""
+    for old, new in OLD_SPELLINGS.items():
+        name = name.replace(old, new)
+    return name.removeprefix("bert.")
 
 
 def _lower_case(tokenizer: Mapping[str, Any], where: Path) -> bool:

@@ -30,7 +30,7 @@ class Pretrained:
 
 def relative_paths(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """A layer's weights by their path below it, such as `block_0/attention/query/kernel`."""
-    return {weight.path.split(f"{layer.name}/", 1)[1]: weight for weight in layer.weights}
+    return {f"/{weight.path}".split(f"/{layer.name}/", 1)[1]: weight for weight in layer.weights}
 
 
 def assign(layer: keras.layers.Layer, tensors: Mapping[str, np.ndarray], where: str, optional: tuple[str, ...] = ()):

@@ -335,10 +335,14 @@ class BertEncoder(keras.layers.Layer):
         """[B, S, H] -> [B, H]"""
         if self.pooling == "first":
             return self.pooler(x[:, 0])
-        mask = ops.cast(mask, x.dtype)[:, :, None]
+        mask = mask[:, :, None]
         if self.pooling == "max":
-            return ops.max(x + (1 - mask) * _MASKED, axis=1)
-        return ops.sum(x * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1)
+            return ops.max(ops.where(mask, x, ops.cast(_MASKED, x.dtype)), axis=1)
+        # Half precision can't even count to S.
+        wide = keras.backend.result_type(x.dtype, "float32")
+        mask = ops.cast(mask, wide)
+        mean = ops.sum(ops.cast(x, wide) * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1)
+        return ops.cast(mean, x.dtype)
 
     def get_config(self):
         return super().get_config() | self._own_config

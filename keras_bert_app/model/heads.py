@@ -21,7 +21,7 @@ class ClassificationHead(keras.layers.Layer):
         self.dense = keras.layers.Dense(
             num_classes,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=initializer_range),
-            dtype=self.variable_dtype,
+            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
             name="logits",
         )
 

@@ -12,7 +12,7 @@ from keras_bert_app.config import Config, DataConfig, EncoderConfig, to_dict
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
-from keras_bert_app.tasks.metrics import classification_metrics
+from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.text.packing import TextPacker
 
 
@@ -78,6 +78,10 @@ class ClassificationTask:
             weights = (len(records) / (len(self.labels) * counts))[label_ids].astype("float32")
         return {features.LABEL: label_ids, features.WEIGHT: weights}
 
+    def no_targets(self, count: int) -> dict[str, np.ndarray]:
+        """Targets of `count` unlabelled texts, which nothing reads."""
+        return {name: np.zeros(count, dtype) for name, dtype in self.targets_dtypes.items()}
+
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs -> {logits: float [B, C]}, as a functional Keras model."""
         inputs = {
@@ -100,6 +104,14 @@ class ClassificationTask:
         return classification_metrics(
             targets[features.LABEL], self.probabilities(outputs[features.LOGITS]), self.labels
         )
+
+    def worst_mistakes(
+        self, records: Sequence[Record], outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """The wrong predictions the model was surest of; see tasks/metrics.py."""
+        texts = [" ¶ ".join(record.values[name] for name in self.text_inputs) for record in records]
+        probabilities = self.probabilities(outputs[features.LOGITS])
+        return worst_mistakes(texts, targets[features.LABEL], probabilities, self.labels)
 
     @staticmethod
     def probabilities(logits: np.ndarray) -> np.ndarray:

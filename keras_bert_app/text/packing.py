@@ -31,8 +31,13 @@ class TextPacker(tf.Module):
         return self.pad(*self.pack(texts))
 
     def pack(self, texts: Sequence[tf.Tensor]) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-        """One or two string [B] -> ragged token ids and segment ids, int32 [B, (T)], 2 <= T <= max_length."""
-        segments = [self.tokenizer(text) for text in texts]
+        """One or two string [B] -> ragged token ids and segment ids, int32 [B, (T)], 2 <= T <= max_length.
+
+        Raises:
+            tf.errors.InvalidArgumentError: a text's shape isn't [B]; see `check_rank`.
+        """
+        names = (features.TEXT, features.TEXT_PAIR)
+        segments = [self.tokenizer(check_rank(name, text, 1)) for name, text in zip(names, texts, strict=False)]
         segments = truncate(segments, self.max_length - 1 - len(segments))
         rows = segments[0].nrows()
 
@@ -46,12 +51,14 @@ class TextPacker(tf.Module):
         return tf.concat(ids, axis=1), tf.concat(numbers, axis=1)
 
     def pad(self, token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor) -> dict[str, tf.Tensor]:
-        """Ragged int32 [B, (T)] twice -> the encoder's inputs [B, S]."""
+        """Ragged int32 [B, (T)] twice -> the encoder's inputs [B, S]; S is 1 where there are no rows."""
         lengths = token_ids.row_lengths()
+        longest = tf.maximum(tf.reduce_max(lengths), 1)
+        shape = tf.stack([-1, longest])
         return {
-            features.TOKEN_IDS: token_ids.to_tensor(self._pad),
-            features.SEGMENT_IDS: segment_ids.to_tensor(0),
-            features.PADDING_MASK: tf.sequence_mask(lengths, tf.reduce_max(lengths)),
+            features.TOKEN_IDS: token_ids.to_tensor(self._pad, shape=shape),
+            features.SEGMENT_IDS: segment_ids.to_tensor(0, shape=shape),
+            features.PADDING_MASK: tf.sequence_mask(lengths, longest),
         }
 
 
@@ -83,6 +90,23 @@ def _cut(ragged: tf.RaggedTensor, lengths: tf.Tensor) -> tf.RaggedTensor:
     places = tf.ragged.range(ragged.row_lengths()).flat_values
     keep = places < tf.gather(lengths, ragged.value_rowids())
     return tf.ragged.boolean_mask(ragged, ragged.with_flat_values(keep))
+
+
+def check_rank(name: str, tensor: tf.Tensor, rank: int) -> tf.Tensor:
+    """The tensor itself, once it is seen to have so many dimensions, also inside an exported graph.
+
+    A model server feeds a placeholder any shape, whatever the signature says, and most ops take any.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when the graph runs; the message gives `name` and the shape fed.
+    """
+    # A placeholder with default has no static shape, so nothing can fold the check away.
+    fed = tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tf.TensorShape(None))
+    shape = tf.raw_ops.Shape(input=fed)
+    sizes = tf.strings.reduce_join(tf.strings.as_string(shape), separator=",")
+    message = tf.strings.join([f"{name}: expected {tensor.dtype.name} of rank {rank}, got shape [", sizes, "]"])
+    with tf.control_dependencies([tf.debugging.Assert(tf.size(shape) == rank, [message])]):
+        return tf.identity(tensor)
 
 
 def text_features(texts: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:

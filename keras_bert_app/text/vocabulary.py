@@ -25,6 +25,8 @@ class Vocabulary:
     where: str = "vocabulary"
 
     def __post_init__(self):
+        if "" in self.ids:
+            raise UserError(f"{self.where}:{self.ids[''] + 1}: an empty line; remove it, or put its piece there")
         missing = [token for token in SPECIAL_TOKENS if token not in self.ids]
         if missing:
             raise UserError(
@@ -56,7 +58,7 @@ class Vocabulary:
             UserError: the file can't be read, isn't UTF-8, or isn't a BERT vocabulary.
         """
         try:
-            text = Path(path).read_bytes().decode("utf-8")
+            text = Path(path).read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise UserError(f"{path}: can't read the vocabulary: {error.strerror}") from error
         except UnicodeDecodeError as error:

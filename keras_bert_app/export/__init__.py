@@ -1,0 +1,1 @@
+"""Checkpoint -> bundle, and the proof that the bundle stands alone."""

@@ -1,0 +1,122 @@
+"""A run's best checkpoint -> a versioned SavedModel with its tokenizer inside, whole or not there.
+
+    <export_dir>/<version>/saved_model.pb, variables/
+    <export_dir>/<version>/assets.extra/bundle.json   format version, task, labels, tokenizer, metrics, provenance
+    <export_dir>/<version>/assets.extra/vocab.txt     for people; the graph has its own
+    <export_dir>/<version>/assets.extra/examples.json requests and the trainer's answers, which verify replays
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from keras_bert_app.errors import UserError
+from keras_bert_app.export.c_api import encode_tensor
+from keras_bert_app.files import atomic_directory
+from keras_bert_app.training import workdir as folders
+
+FORMAT_VERSION = 1
+EXTRA = "assets.extra"
+BUNDLE_FILE, EXAMPLES_FILE = "bundle.json", "examples.json"
+
+# What verify replays: one text alone, lengths mixed, and what a careless client sends.
+_TEXTS = (
+    "a quiet triumph",
+    "so dull",
+    "",
+    "Not one of its jokes lands, and there are many; the cast, all of them better elsewhere, look as if they knew.",
+    "naïve café — “so-so” … 50 % ½ 中文 👍🏽",
+    b"\xff\xfe broken \x00 bytes",
+    "long " * 2000,
+)
+
+
+class Bundle(tf.Module):
+    """What the signatures need beside their graphs: the text side and the variables.
+
+    TensorFlow's variables, not Keras': exporting one of those makes a second variable, and in a session it is
+    the second that is restored, while the graphs read the first.
+    """
+
+    def __init__(self, model, packer):
+        super().__init__()
+        self.packer = packer
+        self.weights = [weight.value for weight in model.weights]
+
+
+def export(workdir: Path, export_dir: Path) -> Path:
+    """Write the next version and return its folder.
+
+    Raises:
+        UserError: the run has no evaluated checkpoint, or `export_dir` can't be used.
+    """
+    config = folders.read_config(workdir)
+    step = folders.best_step(workdir)
+    description, model = folders.load_best_model(workdir, folders.inference_precision(config))
+    packer = description.packer()
+    signatures = description.task.signatures(model, packer)
+    path = export_dir / str(next_version(export_dir))
+    with atomic_directory(path) as temporary:
+        tf.saved_model.save(Bundle(model, packer), str(temporary), signatures=signatures)
+        extra = temporary / EXTRA
+        extra.mkdir()
+        description.vocabulary.save(extra / "vocab.txt")
+        folders.write_json(extra / EXAMPLES_FILE, example_requests(description, packer, signatures))
+        folders.write_json(extra / BUNDLE_FILE, describe(workdir, description, step))
+    return path
+
+
+def next_version(export_dir: Path) -> int:
+    """One more than the highest version folder there, 1 in a new folder.
+
+    Raises:
+        UserError: `export_dir` is a file.
+    """
+    if export_dir.exists() and not export_dir.is_dir():
+        raise UserError(f"{export_dir} is a file; give a folder as --export_dir")
+    return 1 + max(versions(export_dir), default=0)
+
+
+def versions(export_dir: Path) -> list[int]:
+    """The versions in a folder, lowest first: what TensorFlow Serving would see there."""
+    entries = export_dir.iterdir() if export_dir.is_dir() else ()
+    return sorted(int(path.name) for path in entries if path.is_dir() and re.fullmatch(r"\d+", path.name))
+
+
+def describe(workdir: Path, description: folders.ModelDescription, step: int) -> dict[str, Any]:
+    """What someone who finds the bundle needs to know, ready for JSON."""
+    metrics_path = workdir / "metrics.json"
+    metrics = folders.read_json(metrics_path, "")["metrics"] if metrics_path.exists() else None
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": {"name": description.task.name} | description.task.get_config(),
+        "tokenizer": {
+            "lower_case": description.lower_case,
+            "vocabulary_sha256": description.vocabulary.sha256,
+            "max_length": description.max_length,
+        },
+        "checkpoint_step": step,
+        "metrics": metrics,
+        "training": folders.read_json(workdir / "provenance.json", f"{workdir}/provenance.json is missing"),
+        "export": folders.provenance(),
+        "minimum_server_version": "2.20",
+    }
+
+
+def example_requests(description: folders.ModelDescription, packer, signatures) -> list[dict[str, Any]]:
+    """Requests for every signature with the answers of the graph as it is in this process, as c_api.py encodes."""
+    texts = tf.constant(_TEXTS)
+    batches = [texts[:1], texts]
+    requests = [("serving_default", {name: batch for name in description.task.text_inputs}) for batch in batches]
+    for batch in batches:
+        requests.append(("token_ids", packer([batch for _ in description.task.text_inputs])))
+    return [
+        {
+            "signature": name,
+            "inputs": {key: encode_tensor(value.numpy()) for key, value in inputs.items()},
+            "outputs": {key: encode_tensor(value.numpy()) for key, value in signatures[name](**inputs).items()},
+        }
+        for name, inputs in requests
+    ]

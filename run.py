@@ -1,0 +1,227 @@
+"""Train, evaluate, export, verify, serve and query BERT classifiers.
+
+    python run.py VERB --flag=value ...        python run.py VERB --help
+"""
+
+import difflib
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from keras_bert_app import config as configuration
+from keras_bert_app.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def finetune():
+    """Fine-tune a classifier in a workdir, or go on where one was interrupted; then evaluate it."""
+    from keras_bert_app import evaluation
+    from keras_bert_app.training import finetuning
+
+    finetuning.finetune(configuration.freeze(FLAGS.config), Path(FLAGS.workdir))
+    print(evaluation.evaluate_test(Path(FLAGS.workdir)))
+
+
+def evaluate():
+    """Metrics and a report of a workdir's best checkpoint: on --input, else on the run's own test set."""
+    from keras_bert_app import evaluation
+
+    workdir = Path(FLAGS.workdir)
+    if FLAGS.input:
+        print(evaluation.evaluate_file(workdir, FLAGS.input, FLAGS.output and Path(FLAGS.output)))
+    else:
+        print(evaluation.evaluate_test(workdir))
+
+
+def predict():
+    """Label the texts of --input (.txt: one a line; .jsonl, .csv, .tsv) and write the answers as JSONL."""
+    from keras_bert_app import evaluation
+
+    count = evaluation.predict_file(Path(FLAGS.workdir), Path(FLAGS.input), Path(FLAGS.output))
+    print(f"{count} answers in {FLAGS.output}")
+
+
+def export():
+    """Write a workdir's best checkpoint as the next version of a bundle for TensorFlow Serving."""
+    from keras_bert_app.export import bundle
+
+    print(f"exported {bundle.export(Path(FLAGS.workdir), Path(FLAGS.export_dir))}")
+
+
+def verify():
+    """Prove that a bundle stands alone: moved, run without this project and without Python TensorFlow."""
+    from keras_bert_app.export import verification
+
+    print(verification.verify(Path(FLAGS.export_dir)))
+
+
+def serve():
+    """Serve a bundle over gRPC: by tensorflow_model_server where it is installed, else by the embedded server."""
+    from serving import server
+
+    server.run(FLAGS.export_dir, FLAGS.model or Path(FLAGS.export_dir).resolve().name, FLAGS.host, FLAGS.port)
+
+
+def query(*texts):
+    """Send texts to a model server and print its answers, a line of JSON each."""
+    from serving import client
+
+    if not texts:
+        raise UserError('give the texts to ask about, such as: run.py query --model=sentiment "a quiet triumph"')
+    client.query(FLAGS.target, FLAGS.model, texts)
+
+
+def demo():
+    """The whole way on packaged weights and reviews: fine-tune, evaluate, export, verify, serve, query."""
+    from keras_bert_app import demonstration
+
+    demonstration.main(Path(__file__))
+
+
+def _string(name, help, default=None):
+    return name, lambda: flags.DEFINE_string(name, default, help), help, default
+
+
+def _config_file():
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "a file of configs/")
+
+
+CONFIG = ("config", _config_file, "a Python file such as configs/sentiment.py; --config.KEY=VALUE changes a key", None)
+WORKDIR = _string("workdir", "the run's folder")
+INPUT = _string("input", "file to read")
+OUTPUT = _string("output", "file (predict) or folder (evaluate) to write")
+EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")
+MODEL = _string("model", "name of the model at the server; for serve: the name of the folder if not given")
+TARGET = _string("target", "the server's address", "localhost:8500")
+HOST = _string("host", "address that the embedded server listens on", "127.0.0.1")
+PORT = (
+    "port",
+    lambda: flags.DEFINE_integer("port", 8500, "gRPC port", lower_bound=0, upper_bound=65535),
+    "gRPC port",
+    8500,
+)
+
+# Verb -> what it does, its flags, and those of them that must be given.
+VERBS = {
+    "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
+    "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),
+    "predict": (predict, (WORKDIR, INPUT, OUTPUT), ("workdir", "input", "output")),
+    "export": (export, (WORKDIR, EXPORT_DIR), ("workdir", "export_dir")),
+    "verify": (verify, (EXPORT_DIR,), ("export_dir",)),
+    "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT), ("export_dir",)),
+    "query": (query, (TARGET, MODEL), ("model",)),
+    "demo": (demo, (), ()),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one verb.
+
+    Raises:
+        UserError: unknown verb or flag, a missing flag, or what the verb itself refuses.
+    """
+    if not arguments or arguments[0] in ("help", "--help", "-h"):
+        return print(usage())
+    verb, *rest = arguments
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        raise UserError(f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else f"\n\n{usage()}"))
+    function, _, required = VERBS[verb]
+    if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
+        return print(verb_usage(verb))
+    texts = parse_flags(verb, rest)
+    missing = [f"--{name}" for name in required if not FLAGS[name].value]
+    if missing:
+        raise UserError(f"{verb} needs {', '.join(missing)}; see run.py {verb} --help")
+    if texts and function is not query:
+        raise UserError(f"{verb} takes no {texts[0]!r}; flags are written --name=value")
+    if function not in (query, demo):
+        start_tensorflow()
+    return function(*texts)
+
+
+def start_tensorflow() -> None:
+    """Import TensorFlow without what it logs before it reads its log level; shown if the import fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as log:
+        standard_error = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except ImportError:
+            log.seek(0)
+            os.write(standard_error, log.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+def parse_flags(verb: str, arguments: list[str]) -> list[str]:
+    """Define the verb's flags, read them, and return what isn't a flag.
+
+    Raises:
+        UserError: an unknown flag or key, or a value of the wrong type.
+    """
+    for _, define, _, _ in VERBS[verb][1]:
+        define()
+    if CONFIG in VERBS[verb][1]:
+        configuration.check_flags(arguments)
+        path = next((value for flag, _, value in (a.partition("=") for a in arguments) if flag == "--config"), None)
+        if path is not None and not Path(path).is_file():
+            there_are = ", ".join(sorted(str(file) for file in Path("configs").glob("[!_]*.py")))
+            raise UserError(f"--config={path}: no such file; there is {there_are}")
+        if path is None and any(argument.startswith("--config.") for argument in arguments):
+            raise UserError(f"{verb} needs --config=FILE before --config.KEY=VALUE; see run.py {verb} --help")
+    try:
+        return FLAGS([f"run.py {verb}", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}; see run.py {verb} --help") from error
+
+
+def usage() -> str:
+    """The verbs, a line each."""
+    lines = [f"  {verb:<10} {function.__doc__.splitlines()[0]}" for verb, (function, _, _) in VERBS.items()]
+    return "\n".join([__doc__.strip(), "", *lines])
+
+
+def verb_usage(verb: str) -> str:
+    """One verb's flags; the config's keys where it has one."""
+    function, verb_flags, required = VERBS[verb]
+    lines = [f"run.py {verb}: {function.__doc__.splitlines()[0]}", ""]
+    for name, _, help, default in verb_flags:
+        note = " (required)" if name in required else f" (default {default})" if default is not None else ""
+        lines.append(f"  --{name:<12} {help}{note}")
+    if CONFIG in verb_flags:
+        lines += ["", "keys of the config, with their defaults:", ""]
+        lines += [f"  --config.{key}={default}: {help}" for key, default, help in configuration.documented_keys()]
+    return "\n".join(lines)
+
+
+def _terminated(number, frame):
+    # An exception, so that temporary files are removed on the way out.
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        sys.exit(130)
