@@ -289,7 +289,7 @@ def test_a_file_without_permission_is_refused_with_the_reason(write, monkeypatch
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("keras_bert_app.data.readers.open", refuse, raising=False)
+    monkeypatch.setattr("keras_bert_app.data.rows.open", refuse, raising=False)
     assert refusal(path) == f"{path}: can't be read (Permission denied)"
 
 
