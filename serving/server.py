@@ -12,7 +12,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 
 from serving import config
 
@@ -63,17 +62,16 @@ def wait(server):
     A second SIGINT ends the process at once; a second SIGTERM does not, as supervisors send it to a process
     and to its group. For the main thread only.
     """
-    stopping = threading.Event()
-
-    def stop(number, frame):
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-        stopping.set()
-
+    # A pipe, as the system may hand the signal to a thread of the runtime, which does not wake this one.
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, lambda *_: None)
     print(f"embedded server: {server.store} on {server.address} (gRPC)", flush=True)
-    stopping.wait()
+    while os.read(told, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+        pass
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     print("embedded server: stopping, requests under way are finished", flush=True)
     server.stop(DRAIN_S)
 
