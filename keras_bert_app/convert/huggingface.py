@@ -1,4 +1,4 @@
-"""A Hugging Face BERT folder or safetensors file -> encoder settings, tokenizer and tensors under our names."""
+"""A Hugging Face BERT folder or safetensors file -> encoder settings, tokenizer, tensors under our names."""
 
 import hashlib
 import json
@@ -43,14 +43,22 @@ _BLOCK_LAYERS = (
 )
 _BLOCK_NORMS = (("attention_norm", "attention.output.LayerNorm"), ("output_norm", "output.LayerNorm"))
 BLOCK_ROWS = (
-    *((f"block_{{i}}/{ours}/kernel", f"encoder.layer.{{i}}.{theirs}.weight", _transposed, _transposed)
-      for ours, theirs in _BLOCK_LAYERS),
-    *((f"block_{{i}}/{ours}/bias", f"encoder.layer.{{i}}.{theirs}.bias", _same, _same)
-      for ours, theirs in _BLOCK_LAYERS),
-    *((f"block_{{i}}/{ours}/gamma", f"encoder.layer.{{i}}.{theirs}.weight", _same, _same)
-      for ours, theirs in _BLOCK_NORMS),
-    *((f"block_{{i}}/{ours}/beta", f"encoder.layer.{{i}}.{theirs}.bias", _same, _same)
-      for ours, theirs in _BLOCK_NORMS),
+    *(
+        (f"block_{{i}}/{ours}/kernel", f"encoder.layer.{{i}}.{theirs}.weight", _transposed, _transposed)
+        for ours, theirs in _BLOCK_LAYERS
+    ),
+    *(
+        (f"block_{{i}}/{ours}/bias", f"encoder.layer.{{i}}.{theirs}.bias", _same, _same)
+        for ours, theirs in _BLOCK_LAYERS
+    ),
+    *(
+        (f"block_{{i}}/{ours}/gamma", f"encoder.layer.{{i}}.{theirs}.weight", _same, _same)
+        for ours, theirs in _BLOCK_NORMS
+    ),
+    *(
+        (f"block_{{i}}/{ours}/beta", f"encoder.layer.{{i}}.{theirs}.bias", _same, _same)
+        for ours, theirs in _BLOCK_NORMS
+    ),
 )
 POOLER_ROWS = (
     ("pooler/kernel", "pooler.dense.weight", _transposed, _transposed),
@@ -94,13 +102,13 @@ FIXED_TOKENIZER = {"tokenize_chinese_chars": (True, None), "never_split": (None,
 
 
 def load(path: str | Path) -> Pretrained:
-    """Read a folder with config.json, vocab.txt and model.safetensors, or a .safetensors file beside those two.
+    """Read a folder with config.json, vocab.txt, model.safetensors, or a .safetensors file beside the others.
 
     Every tensor is taken, or left out for a stated reason. Their shapes are `pretrained.assign`'s to check.
 
     Raises:
-        UserError: a file is missing or broken, the architecture isn't BERT's, or tensors are unknown or missing;
-            the message names all of them.
+        UserError: a file is missing or broken, the architecture isn't BERT's, or tensors are unknown or
+            missing; the message names all of them.
     """
     path = Path(path)
     weights = path / "model.safetensors" if path.is_dir() else path
@@ -178,7 +186,9 @@ def _read_tensors(path: Path, num_layers: int) -> tuple[dict[str, np.ndarray], d
     if unknown or missing:
         parts = [f"unknown: {', '.join(sorted(unknown))}"] if unknown else []
         parts += [f"missing: {', '.join(sorted(missing))}"] if missing else []
-        raise UserError(f"{path}: the tensors aren't those of a BERT encoder of {num_layers} layers; {'; '.join(parts)}")
+        raise UserError(
+            f"{path}: the tensors aren't those of a BERT encoder of {num_layers} layers; {'; '.join(parts)}"
+        )
     return taken, left_out
 
 
@@ -195,8 +205,10 @@ def _lower_case(tokenizer: Mapping[str, Any], where: Path) -> bool:
             raise UserError(f"{where}: {key} is {tokenizer[key]!r}, which this tokenizer doesn't do")
     lower_case = tokenizer.get("do_lower_case", True)
     if tokenizer.get("strip_accents") not in (None, lower_case):
-        raise UserError(f"{where}: strip_accents is {tokenizer['strip_accents']!r} but do_lower_case {lower_case!r}; "
-                        "this tokenizer strips accents exactly when it lower-cases")
+        raise UserError(
+            f"{where}: strip_accents is {tokenizer['strip_accents']!r} but do_lower_case {lower_case!r}; "
+            "this tokenizer strips accents exactly when it lower-cases"
+        )
     return lower_case
 
 

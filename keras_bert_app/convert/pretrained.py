@@ -33,7 +33,9 @@ def relative_paths(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     return {f"/{weight.path}".split(f"/{layer.name}/", 1)[1]: weight for weight in layer.weights}
 
 
-def assign(layer: keras.layers.Layer, tensors: Mapping[str, np.ndarray], where: str, optional: tuple[str, ...] = ()):
+def assign(
+    layer: keras.layers.Layer, tensors: Mapping[str, np.ndarray], where: str, optional: tuple[str, ...] = ()
+):
     """Set a layer's weights from `tensors`; nothing is set unless everything fits.
 
     Args:

@@ -1,6 +1,7 @@
 """Ids -> tensors: Keras layers on keras.ops alone. Importing this registers them for `.keras` files."""
 
-from keras_bert_app.model.encoder import BertEmbeddings, BertEncoder, SelfAttention, TransformerBlock
+from keras_bert_app.model.embeddings import BertEmbeddings
+from keras_bert_app.model.encoder import BertEncoder, SelfAttention, TransformerBlock
 from keras_bert_app.model.heads import ClassificationHead
 
 __all__ = ["BertEmbeddings", "BertEncoder", "ClassificationHead", "SelfAttention", "TransformerBlock"]

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_bert_app.model.encoder import PACKAGE
+from keras_bert_app.model.embeddings import PACKAGE
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -1,6 +1,6 @@
 """Truncate, add [CLS] and [SEP], number the segments, pad: ragged ids -> the encoder's inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -20,7 +20,9 @@ class TextPacker(tf.Module):
     def __init__(self, tokenizer: BertTokenizer, max_length: int):
         super().__init__(name="packer")
         if max_length < 5:
-            raise UserError(f"config.text.max_length is {max_length}; it takes at least 5 to hold a pair of texts")
+            raise UserError(
+                f"config.text.max_length is {max_length}; it takes at least 5 to hold a pair of texts"
+            )
         self.tokenizer = tokenizer
         self.max_length = max_length
         ids = tokenizer.vocabulary.ids
@@ -37,7 +39,9 @@ class TextPacker(tf.Module):
             tf.errors.InvalidArgumentError: a text's shape isn't [B]; see `check_rank`.
         """
         names = (features.TEXT, features.TEXT_PAIR)
-        segments = [self.tokenizer(check_rank(name, text, 1)) for name, text in zip(names, texts, strict=False)]
+        segments = [
+            self.tokenizer(check_rank(name, text, 1)) for name, text in zip(names, texts, strict=False)
+        ]
         segments = truncate(segments, self.max_length - 1 - len(segments))
         rows = segments[0].nrows()
 
@@ -104,11 +108,8 @@ def check_rank(name: str, tensor: tf.Tensor, rank: int) -> tf.Tensor:
     fed = tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tf.TensorShape(None))
     shape = tf.raw_ops.Shape(input=fed)
     sizes = tf.strings.reduce_join(tf.strings.as_string(shape), separator=",")
-    message = tf.strings.join([f"{name}: expected {tensor.dtype.name} of rank {rank}, got shape [", sizes, "]"])
+    message = tf.strings.join(
+        [f"{name}: expected {tensor.dtype.name} of rank {rank}, got shape [", sizes, "]"]
+    )
     with tf.control_dependencies([tf.debugging.Assert(tf.size(shape) == rank, [message])]):
         return tf.identity(tensor)
-
-
-def text_features(texts: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-    """The one or two texts among a mapping's values, first text first."""
-    return [texts[name] for name in (features.TEXT, features.TEXT_PAIR) if name in texts]

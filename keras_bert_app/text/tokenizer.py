@@ -15,6 +15,7 @@ class BertTokenizer(tf.Module):
 
     Lower-casing follows the reference: NFD, marks (Mn) deleted, then lower case. Invalid UTF-8 is deleted.
     Special tokens in a text, such as a literal `[SEP]`, are punctuation and letters like any other.
+    A word over 100 bytes is unknown; the reference counts characters.
     """
 
     def __init__(self, vocabulary: Vocabulary, lower_case: bool):

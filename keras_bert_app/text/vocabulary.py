@@ -26,7 +26,9 @@ class Vocabulary:
 
     def __post_init__(self):
         if "" in self.ids:
-            raise UserError(f"{self.where}:{self.ids[''] + 1}: an empty line; remove it, or put its piece there")
+            raise UserError(
+                f"{self.where}:{self.ids[''] + 1}: an empty line; remove it, or put its piece there"
+            )
         missing = [token for token in SPECIAL_TOKENS if token not in self.ids]
         if missing:
             raise UserError(
@@ -62,7 +64,9 @@ class Vocabulary:
         except OSError as error:
             raise UserError(f"{path}: can't read the vocabulary: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the vocabulary as UTF-8") from error
+            raise UserError(
+                f"{path}: not UTF-8 at byte {error.start}; save the vocabulary as UTF-8"
+            ) from error
         # Not splitlines(): pieces may hold U+2028 and the like.
         return cls(tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")), str(path))
 
