@@ -3,8 +3,8 @@
     pip install -e '.[peers]'
     python -m benchmarks.sentiment_accuracy --seeds=0,1,2,3,4 --output=accuracy.jsonl
 
-Runs configs/sentiment.py with both, seed by seed, and appends a line of JSON for each run; a run that the file
-has is not repeated. Then prints mean and standard error of each, and the difference in standard errors.
+Runs configs/sentiment.py with both, seed by seed, and appends a line of JSON for each run; a run that the
+file has is not repeated. Then prints mean and standard error of each, and the difference in standard errors.
 """
 
 import json
@@ -24,6 +24,9 @@ from keras_bert_app.training import finetuning
 
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds of head, order and dropout")
 LIBRARIES = flags.DEFINE_list("libraries", ["transformers", "keras_bert_app"], "which to run")
+PRECISION = flags.DEFINE_enum(
+    "precision", "mixed_bfloat16", ["float32", "mixed_bfloat16"], "of both libraries"
+)
 OUTPUT = flags.DEFINE_string("output", "accuracy.jsonl", "file that results are appended to and read from")
 
 
@@ -127,9 +130,15 @@ def main(_) -> None:
                 continue
             config = sentiment.get_config()
             config.seed = seed
+            config.train.precision = PRECISION.value
             started = time.monotonic()
             result = RUNNERS[library](configuration.freeze(config))
-            row = {"library": library, "seed": seed, "seconds": time.monotonic() - started} | result
+            row = {
+                "library": library,
+                "seed": seed,
+                "precision": PRECISION.value,
+                "seconds": time.monotonic() - started,
+            } | result
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     print(summary([json.loads(line) for line in path.read_text().splitlines()]))

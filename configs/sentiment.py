@@ -9,8 +9,7 @@ from configs import classification
 
 
 def get_config():
-    """configs/classification.py on the packaged reviews, in bfloat16."""
+    """configs/classification.py on the packaged reviews."""
     config = classification.get_config()
     config.data.train = "reviews"
-    config.train.precision = "mixed_bfloat16"
     return config
