@@ -1,4 +1,4 @@
-"""Steps, evaluation, checkpoints, summaries, progress, stopping: the one loop that every task is trained by."""
+"""Steps, evaluation, checkpoints, summaries, progress, stopping: the one loop that trains every task."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,10 @@ class Trainer:
         with Progress("train", total, state.step) as progress, contextlib.closing(writer):
             while state.step < total and not state.stopped_early:
                 batch = batches[state.step]
-                scalars = {name: value.numpy() for name, value in step(tf.constant(state.step, tf.int64), batch).items()}
+                scalars = {
+                    name: value.numpy()
+                    for name, value in step(tf.constant(state.step, tf.int64), batch).items()
+                }
                 if not scalars.pop("finite"):
                     raise UserError(self._not_finite(state))
                 state.step += 1
@@ -114,7 +117,11 @@ class Trainer:
         say(
             f"evaluation at step {state.step}: {self.train.metric} {value:.4f}"
             + (", the best so far" if state.best_step == state.step else f" (best {state.best_value:.4f})")
-            + (f"; no better one in {self.train.patience} evaluations, stopping" if state.stopped_early else "")
+            + (
+                f"; no better one in {self.train.patience} evaluations, stopping"
+                if state.stopped_early
+                else ""
+            )
         )
 
     def _record(self, state: State, writer, scalars: Mapping[str, float]) -> None:
