@@ -124,7 +124,7 @@ class TrainConfig:
     learning_rate: float = _key(5e-5, "peak", least=0)
     warmup_fraction: float = _key(0.1, "of all updates, before the linear decay to zero", least=0, below=1)
     weight_decay: float = _key(0.01, "decoupled (AdamW); biases and layer normalisation excluded", least=0)
-    clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=0)
+    clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=1e-6)
     group_by_length: bool = _key(True, "batches of similar lengths, in random order")
     metric: str = _key("accuracy", "evaluation metric that chooses the checkpoint; higher is better")
     patience: int | None = _key(None, "stop after so many evaluations without a better metric", least=1)

@@ -173,7 +173,7 @@ def test_no_training_data_is_refused(config):
 
 
 def test_a_part_without_examples_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match=r"config\.data\.evaluation has no examples left"):
+    with pytest.raises(UserError, match=r"there is nothing to evaluate on"):
         finetuning.load_splits(_changed(config, "data", evaluation_fraction=0.0))
     same = _file(tmp_path / "same.csv", ["a,x", "b,y"])
     with pytest.raises(UserError, match=r"same\.csv has no examples left to train on"):
@@ -214,6 +214,11 @@ def test_texts_longer_than_the_positions_are_refused(config):
 def test_neither_weights_nor_vocabulary_is_refused(config):
     with pytest.raises(UserError, match="has to bring a vocabulary"):
         finetuning.describe(_changed(config, "text", vocabulary=None), _RECORDS, None)
+
+
+def test_a_metric_that_cannot_choose_a_checkpoint_is_refused(config):
+    with pytest.raises(UserError, match=r"config\.train\.metric is 'loss'; classification has accuracy, "):
+        finetuning.describe(_changed(config, "train", metric="loss"), _RECORDS, None)
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(config):

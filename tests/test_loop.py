@@ -101,11 +101,6 @@ def test_a_gradient_that_is_not_finite_ends_it_with_step_and_checkpoint(tmp_path
         _fit(tmp_path, examples=bad, replicas=replicas)
 
 
-def test_an_unknown_metric_is_refused_with_those_there_are(tmp_path):
-    with pytest.raises(UserError, match=r"config\.train\.metric is 'acuracy'; the task has accuracy$"):
-        _fit(tmp_path, metric="acuracy")
-
-
 def test_going_on_gives_the_same_weights_as_going_through(tmp_path):
     _, through = _fit(tmp_path / "through")
     _fit(tmp_path / "halves", epochs=2)

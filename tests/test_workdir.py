@@ -82,7 +82,7 @@ def test_a_broken_file_is_refused_with_its_path(tmp_path):
 
 
 def test_a_description_comes_back(description, tmp_path):
-    description.save(tmp_path)
+    description.save(tmp_path, "records")
     loaded = workdir.ModelDescription.load(tmp_path)
     assert (loaded.task.labels, loaded.task.text_inputs) == (("x", "y"), (features.TEXT,))
     assert (loaded.encoder, loaded.lower_case, loaded.max_length) == (description.encoder, True, 16)
@@ -90,10 +90,17 @@ def test_a_description_comes_back(description, tmp_path):
 
 
 def test_another_vocabulary_is_refused(description, tmp_path):
-    description.save(tmp_path)
+    description.save(tmp_path, "records")
     (tmp_path / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text() + "b\n")
     with pytest.raises(UserError, match=r"vocab\.txt isn't the vocabulary that the model was made with"):
         workdir.ModelDescription.load(tmp_path)
+
+
+def test_going_on_with_other_records_is_refused(description, tmp_path):
+    description.save(tmp_path, "records")
+    description.save(tmp_path, "records")
+    with pytest.raises(UserError, match="begun with other data or weights .model.training_records_sha256"):
+        description.save(tmp_path, "other records")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ class ClassificationTask:
     """
 
     name = "classification"
+    # Those that may choose the checkpoint: higher is better.
+    selection_metrics = ("accuracy", "macro_f1", "micro_f1", "mcc")
     targets_dtypes = {features.LABEL: "int32", features.WEIGHT: "float32"}
 
     def __init__(self, labels: Sequence[str], text_inputs: Sequence[str]):

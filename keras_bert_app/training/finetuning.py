@@ -194,6 +194,9 @@ def describe(
             f"{encoder.max_positions} positions"
         )
     task = TASKS[config.task.name].from_records(config, records)
+    if config.train.metric not in task.selection_metrics:
+        known = ", ".join(task.selection_metrics)
+        raise UserError(f"config.train.metric is {config.train.metric!r}; {task.name} has {known}")
     return folders.ModelDescription(task, encoder, vocabulary, lower_case, config.text.max_length)
 
 

@@ -56,7 +56,7 @@ class Trainer:
         """Train from the newest checkpoint, or from the start, to the end.
 
         Raises:
-            UserError: a gradient isn't finite, or the evaluation has no metric of the configured name.
+            UserError: a gradient isn't finite.
         """
         total = batches.steps_per_epoch * self.train.epochs
         state = self._restore()
@@ -102,11 +102,6 @@ class Trainer:
         outputs = predict_examples(self.strategy, predict, evaluation)
         metrics = self.task.metrics(outputs, evaluation.targets)
         scalars = {f"evaluation/{name}": value for name, value in metrics.items() if isinstance(value, float)}
-        if self.train.metric not in metrics:
-            raise UserError(
-                f"config.train.metric is {self.train.metric!r}; the task has "
-                f"{', '.join(name.removeprefix('evaluation/') for name in scalars)}"
-            )
         self._record(state, writer, scalars)
         value = metrics[self.train.metric]
         if state.best_value is None or value > state.best_value:
