@@ -1,6 +1,6 @@
 """Train, evaluate, export, verify, serve and query BERT classifiers.
 
-    python run.py VERB --flag=value ...        python run.py VERB --help
+python run.py VERB --flag=value ...        python run.py VERB --help
 """
 
 import difflib
@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -61,7 +63,7 @@ def verify():
 
 
 def serve():
-    """Serve a bundle over gRPC: by tensorflow_model_server where it is installed, else by the embedded server."""
+    """Serve a bundle over gRPC: by tensorflow_model_server where installed, else by the embedded server."""
     from serving import server
 
     server.run(FLAGS.export_dir, FLAGS.model or Path(FLAGS.export_dir).resolve().name, FLAGS.host, FLAGS.port)
@@ -72,7 +74,9 @@ def query(*texts):
     from serving import client
 
     if not texts:
-        raise UserError('give the texts to ask about, such as: run.py query --model=sentiment "a quiet triumph"')
+        raise UserError(
+            'give the texts to ask about, such as: run.py query --model=sentiment "a quiet triumph"'
+        )
     client.query(FLAGS.target, FLAGS.model, texts)
 
 
@@ -84,16 +88,27 @@ def demo():
 
 
 def _string(name, help, default=None):
-    return name, lambda: flags.DEFINE_string(name, default, help), help, default
+    return name, lambda _: flags.DEFINE_string(name, default, help, flag_values=FLAGS), help, default
 
 
-def _config_file():
+def _port(_):
+    flags.DEFINE_integer("port", 8500, "gRPC port", lower_bound=0, upper_bound=65535, flag_values=FLAGS)
+
+
+def _config_file(arguments):
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file("config", None, "a file of configs/")
+    config_flags.DEFINE_config_file(
+        "config", None, "a file of configs/", flag_values=FLAGS, sys_argv=arguments
+    )
 
 
-CONFIG = ("config", _config_file, "a Python file such as configs/sentiment.py; --config.KEY=VALUE changes a key", None)
+CONFIG = (
+    "config",
+    _config_file,
+    "a Python file such as configs/sentiment.py; --config.KEY=VALUE changes a key",
+    None,
+)
 WORKDIR = _string("workdir", "the run's folder")
 INPUT = _string("input", "file to read")
 OUTPUT = _string("output", "file (predict) or folder (evaluate) to write")
@@ -101,12 +116,9 @@ EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")
 MODEL = _string("model", "name of the model at the server; for serve: the name of the folder if not given")
 TARGET = _string("target", "the server's address", "localhost:8500")
 HOST = _string("host", "address that the embedded server listens on", "127.0.0.1")
-PORT = (
-    "port",
-    lambda: flags.DEFINE_integer("port", 8500, "gRPC port", lower_bound=0, upper_bound=65535),
-    "gRPC port",
-    8500,
-)
+PORT = ("port", _port, "gRPC port", 8500)
+
+CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), changed"
 
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
@@ -132,7 +144,9 @@ def main(arguments: list[str]) -> None:
     verb, *rest = arguments
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1)
-        raise UserError(f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else f"\n\n{usage()}"))
+        raise UserError(
+            f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else f"\n\n{usage()}")
+        )
     function, _, required = VERBS[verb]
     if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
         return print(verb_usage(verb))
@@ -171,19 +185,73 @@ def parse_flags(verb: str, arguments: list[str]) -> list[str]:
         UserError: an unknown flag or key, or a value of the wrong type.
     """
     for _, define, _, _ in VERBS[verb][1]:
-        define()
-    if CONFIG in VERBS[verb][1]:
-        configuration.check_flags(arguments)
-        path = next((value for flag, _, value in (a.partition("=") for a in arguments) if flag == "--config"), None)
-        if path is not None and not Path(path).is_file():
-            there_are = ", ".join(sorted(str(file) for file in Path("configs").glob("[!_]*.py")))
-            raise UserError(f"--config={path}: no such file; there is {there_are}")
-        if path is None and any(argument.startswith("--config.") for argument in arguments):
-            raise UserError(f"{verb} needs --config=FILE before --config.KEY=VALUE; see run.py {verb} --help")
+        define(arguments)
+    path = config_path(verb, arguments) if CONFIG in VERBS[verb][1] else None
     try:
-        return FLAGS([f"run.py {verb}", *arguments])[1:]
-    except flags.Error as error:
-        raise UserError(f"{error}; see run.py {verb} --help") from error
+        rest = FLAGS([f"run.py {verb}", *arguments])[1:]
+        if path is not None:
+            # What ml_collections gives for a file that opens a missing one raises only when it is looked at.
+            getattr(FLAGS.config, "lock", None)
+    except Exception as error:
+        if path is not None and (problem := config_file_problem(path, error)):
+            raise UserError(problem) from error
+        if isinstance(error, flags.Error):
+            raise UserError(f"{error}; see run.py {verb} --help") from error
+        raise
+    if path is not None:
+        if not isinstance(FLAGS.config, Mapping) and not hasattr(FLAGS.config, "to_dict"):
+            raise UserError(
+                f"{path}: get_config() gives {FLAGS.config!r}; a config file is Python with {CONFIG_FILE}"
+            )
+        configuration.freeze(FLAGS.config)
+    return rest
+
+
+def config_path(verb: str, arguments: list[str]) -> str | None:
+    """The path given as --config=PATH or --config PATH, None where there is none.
+
+    Raises:
+        UserError: no such file, a `--config.KEY` that doesn't exist, or one without --config.
+    """
+    configuration.check_flags(arguments)
+    path = None
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            path = value if equals else "".join(arguments[place + 1 : place + 2])
+    if path is not None and not Path(path).is_file():
+        there_are = sorted(
+            str(file) for file in Path("configs").glob("*.py") if "def get_config(" in file.read_text("utf-8")
+        )
+        raise UserError(
+            f"--config={path}: no such file; there is {', '.join(there_are) or 'none in configs/'}"
+        )
+    if path is None and any(argument.startswith("--config.") for argument in arguments):
+        raise UserError(f"{verb} needs --config=FILE before --config.KEY=VALUE; see run.py {verb} --help")
+    return path
+
+
+def config_file_problem(path: str, error: BaseException) -> str | None:
+    """One line on what went wrong in a config file; None where the error didn't come from it."""
+    chain = [error]  # from the one caught to the first one raised
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    first = chain[-1]
+    if isinstance(first, SyntaxError):
+        return f"{first.filename}:{first.lineno}: {first.msg}"
+    if isinstance(first, AttributeError) and first.name == "get_config":
+        return f"{path} has no get_config(); a config file is Python with {CONFIG_FILE}"
+    for error in reversed(chain):
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if _same(frame.filename, path)]
+        if lines:
+            return f"{path}:{lines[-1]}: {type(error).__name__}: {' '.join(str(error).split())}"
+    # ml_collections keeps no more of an OSError than its text.
+    return f"{path}: {str(first).strip().splitlines()[-1].strip()}" if isinstance(first, OSError) else None
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def usage() -> str:
@@ -201,17 +269,24 @@ def verb_usage(verb: str) -> str:
         lines.append(f"  --{name:<12} {help}{note}")
     if CONFIG in verb_flags:
         lines += ["", "keys of the config, with their defaults:", ""]
-        lines += [f"  --config.{key}={default}: {help}" for key, default, help in configuration.documented_keys()]
+        for key, default, help in configuration.documented_keys():
+            lines.append(f"  --config.{key}={default}: {help}")
     return "\n".join(lines)
 
 
-def _terminated(number, frame):
-    # An exception, so that temporary files are removed on the way out.
+def _interrupted(number, frame):
+    # An exception, so that temporary files are removed on the way out, which no second signal may cut short.
+    for other in INTERRUPTS:
+        signal.signal(other, signal.SIG_IGN)
+    print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupted)
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -222,6 +297,3 @@ if __name__ == "__main__":
             raise
         print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
-        sys.exit(130)

@@ -7,6 +7,7 @@ The dataclasses below are the only list of keys, types and defaults.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,13 @@ from typing import Any
 from keras_bert_app.errors import UserError
 
 
-def _key(default: Any, help: str, one_of: Sequence[str] = (), least: float | None = None, below: float | None = None):
+def _key(
+    default: Any,
+    help: str,
+    one_of: Sequence[str] = (),
+    least: float | None = None,
+    below: float | None = None,
+):
     """A key with its default, its meaning, and what values are possible."""
     return field(default=default, metadata={"help": help, "one_of": one_of, "least": least, "below": below})
 
@@ -48,7 +55,9 @@ class EncoderConfig:
     initializer_range: float | None = _key(None, "standard deviation of fresh weights", least=0)
     position_type: str | None = _key(None, "of position embeddings", one_of=("learned", "sinusoidal"))
     pooling: str | None = _key(
-        None, "pooled output: first token through a dense tanh layer, masked mean, or max", one_of=("first", "mean", "max")
+        None,
+        "pooled output: first token through a dense tanh layer, masked mean, or max",
+        one_of=("first", "mean", "max"),
     )
 
 
@@ -86,7 +95,9 @@ class DataConfig:
     train: str | None = _key(None, "trained on")
     evaluation: str | None = _key(None, "chooses the checkpoint; None: held out of train by hash")
     test: str | None = _key(None, "reported, never chosen on; None: held out of train by hash")
-    evaluation_fraction: float = _key(0.1, "of what is left of train, when evaluation isn't given", least=0, below=1)
+    evaluation_fraction: float = _key(
+        0.1, "of what is left of train, when evaluation isn't given", least=0, below=1
+    )
     test_fraction: float = _key(0.1, "of train, when test isn't given", least=0, below=1)
     text_column: str = _key("text", "column of the text")
     pair_column: str | None = _key(None, "column of the second text, for pairs")
@@ -101,7 +112,9 @@ class TrainConfig:
 
     strategy: str = _key("none", "one device, or a replica per device", one_of=("none", "mirrored"))
     num_devices: int | None = _key(
-        None, "for mirrored: how many GPUs, or logical CPU devices where there is no GPU; None: all GPUs", least=1
+        None,
+        "for mirrored: how many GPUs, or logical CPU devices where there is no GPU; None: all GPUs",
+        least=1,
     )
     precision: str = _key(
         "float32", "dtype policy of the layers", one_of=("float32", "mixed_bfloat16", "float64")
@@ -111,12 +124,14 @@ class TrainConfig:
     learning_rate: float = _key(5e-5, "peak", least=0)
     warmup_fraction: float = _key(0.1, "of all updates, before the linear decay to zero", least=0, below=1)
     weight_decay: float = _key(0.01, "decoupled (AdamW); biases and layer normalisation excluded", least=0)
-    clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=0)
+    clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=1e-6)
     group_by_length: bool = _key(True, "batches of similar lengths, in random order")
     metric: str = _key("accuracy", "evaluation metric that chooses the checkpoint; higher is better")
     patience: int | None = _key(None, "stop after so many evaluations without a better metric", least=1)
     evaluate_every: int | None = _key(None, "updates between evaluations; None: every epoch", least=1)
-    checkpoint_every: int | None = _key(None, "updates between checkpoints beside those of evaluations", least=1)
+    checkpoint_every: int | None = _key(
+        None, "updates between checkpoints beside those of evaluations", least=1
+    )
     keep_checkpoints: int = _key(1, "newest checkpoints kept, beside the best", least=1)
     deterministic: bool = _key(False, "TensorFlow's op determinism: slower, the same bits on every run")
 
@@ -127,7 +142,8 @@ class Config:
 
     seed: int = _key(0, "of fresh weights, order and dropout", least=0)
     init: str | None = _key(
-        None, "weights to start from: a packaged name (minilm-l6), a folder or .safetensors file, a workdir; None: fresh"
+        None,
+        "weights to start from: a packaged name (minilm-l6), folder, .safetensors file, workdir; None: fresh",
     )
     text: TextConfig = TextConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -166,13 +182,17 @@ def check_flags(arguments: Sequence[str]) -> None:
             continue
         section: Any = Config
         for name in flag.removeprefix("config.").split("."):
-            keys = {key.name for key in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else ()
+            keys = (
+                {key.name for key in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else ()
+            )
             if name not in keys:
                 raise UserError(f"unknown flag --{flag}{_nearest(flag.removeprefix('config.'))}")
             section = typing.get_type_hints(section)[name]
         if dataclasses.is_dataclass(section):
-            raise UserError(f"--{flag} is a section, not a key; set one of its keys, such as --{flag}."
-                            f"{dataclasses.fields(section)[0].name}")
+            first = dataclasses.fields(section)[0].name
+            raise UserError(
+                f"--{flag} is a section, not a key; set one of its keys, such as --{flag}.{first}"
+            )
 
 
 def freeze(values: Mapping[str, Any]) -> Config:
@@ -181,7 +201,9 @@ def freeze(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: unknown key, wrong type or impossible value; the message names the key.
     """
-    return _freeze(Config, values.to_dict() if hasattr(values, "to_dict") else values, "config")
+    config = _freeze(Config, values.to_dict() if hasattr(values, "to_dict") else values, "config")
+    _check_heads(config.encoder)
+    return config
 
 
 def documented_keys(section: type = Config, path: str = "") -> list[tuple[str, Any, str]]:
@@ -237,12 +259,18 @@ def complete_encoder(wanted: EncoderConfig, given: Mapping[str, Any]) -> Encoder
     encoder = _freeze(EncoderConfig, values, "config.encoder")
     if encoder.vocabulary_size is None:
         raise UserError("config.encoder.vocabulary_size is not set; set it, or give config.text.vocabulary")
-    if encoder.hidden_dim % encoder.num_heads:
+    _check_heads(encoder)
+    return encoder
+
+
+def _check_heads(encoder: EncoderConfig) -> None:
+    if encoder.num_heads and encoder.hidden_dim and encoder.hidden_dim % encoder.num_heads:
+        near = [heads for heads in range(1, encoder.hidden_dim + 1) if encoder.hidden_dim % heads == 0]
+        nearest = min(near, key=lambda heads: abs(heads - encoder.num_heads))
         raise UserError(
             f"config.encoder.num_heads is {encoder.num_heads}, which doesn't divide "
-            f"config.encoder.hidden_dim {encoder.hidden_dim}"
+            f"config.encoder.hidden_dim {encoder.hidden_dim}; the nearest that does is {nearest}"
         )
-    return encoder
 
 
 def _freeze(section: type, values: Mapping[str, Any], path: str):
@@ -267,7 +295,8 @@ def _freeze(section: type, values: Mapping[str, Any], path: str):
 
 def _checked(where: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
+    # A flag of a string can say None only as text.
+    if value in (None, "None") and type(None) in kinds:
         return None
     kind = kinds[0]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -278,8 +307,8 @@ def _checked(where: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> 
         near = difflib.get_close_matches(str(value), metadata["one_of"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{where} is {value!r}; it takes one of {', '.join(metadata['one_of'])}{hint}")
-    if kind is float and value != value:
-        raise UserError(f"{where} is not a number")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where} is {value}; it takes a finite number ({metadata['help']})")
     least, below = metadata["least"], metadata["below"]
     if least is not None and not value >= least:
         raise UserError(f"{where} is {value}; it takes at least {least}")
@@ -296,8 +325,6 @@ def _value_type(section: type, name: str) -> type:
     return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
-
-
 def _nearest(key: str) -> str:
     """The right key nearest to a wrong one: by the whole path, else by the last word anywhere."""
     keys = [known for known, _, _ in documented_keys()]
@@ -305,4 +332,6 @@ def _nearest(key: str) -> str:
     near = difflib.get_close_matches(key, keys, 1, 0.7)
     if not near:
         near = [by_name[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_name, 1, 0.7)]
-    return f"; did you mean config.{near[0]}?" if near else f"; the sections are {', '.join(dict.fromkeys(k.split('.')[0] for k in keys))}"
+    if near:
+        return f"; did you mean config.{near[0]}?"
+    return f"; at the top there are {', '.join(dict.fromkeys(known.split('.')[0] for known in keys))}"

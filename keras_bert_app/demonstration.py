@@ -1,4 +1,4 @@
-"""`run.py demo`: the verbs one after another on packaged weights and reviews, each as a person would type it."""
+"""`run.py demo`: one verb after another on packaged weights and reviews, each as a person would type it."""
 
 import contextlib
 import json
@@ -54,7 +54,8 @@ Done in {minutes} min {seconds} s.
 
 Go on with your own texts (a CSV with the columns text and label), or serve the bundle:
 
-  {sys.executable} run.py finetune --config=configs/classification.py --workdir=runs/mine --config.data.train=mine.csv
+  {sys.executable} run.py finetune --config=configs/classification.py --workdir=runs/mine \\
+      --config.data.train=mine.csv
   {sys.executable} run.py serve --export_dir={EXPORT_DIR} --port=8500
   {sys.executable} run.py query --target=localhost:8500 --model={MODEL} "your text"
 """
@@ -68,7 +69,14 @@ def run(runner: Path, *arguments: str) -> None:
         SystemExit: it failed, with its exit code.
     """
     print(f"\n$ python run.py {shlex.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, str(runner), *arguments], check=False).returncode
+    process = subprocess.Popen([sys.executable, str(runner), *arguments])
+    try:
+        code = process.wait()
+    except BaseException:
+        # Asked, not killed, so that it removes its temporary files.
+        process.terminate()
+        process.wait()
+        raise
     if code:
         raise SystemExit(code if code > 0 else 128 - code)
 
@@ -108,4 +116,4 @@ def _newest_version() -> Path | None:
 
 def _newest_export_is_of_this_run() -> bool:
     newest = _newest_version()
-    return newest is not None and newest.stat().st_mtime > Path(WORKDIR, "metrics.json").stat().st_mtime
+    return newest is not None and newest.stat().st_mtime >= Path(WORKDIR, "metrics.json").stat().st_mtime

@@ -13,7 +13,6 @@ from keras_bert_app.config import TrainConfig
 from keras_bert_app.data import sources
 from keras_bert_app.data.batches import Examples, pack_texts
 from keras_bert_app.data.readers import Record, read_texts
-from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
 from keras_bert_app.training import checkpoints, finetuning
 from keras_bert_app.training import workdir as folders
@@ -35,7 +34,9 @@ class Predictor:
         self.workdir = workdir
         self.config = folders.read_config(workdir)
         self.step = folders.best_step(workdir)
-        self.description, self.model = folders.load_best_model(workdir, folders.inference_precision(self.config))
+        self.description, self.model = folders.load_best_model(
+            workdir, folders.inference_precision(self.config)
+        )
         self.task, self.packer = self.description.task, self.description.packer()
         self._strategy = make_strategy(TrainConfig())
         self._predict = make_predict_step(self._strategy, self.model, self.task)
@@ -53,10 +54,15 @@ class Predictor:
 
 
 def evaluate_test(workdir: Path) -> str:
-    """Metrics and report on the run's test set, written into `workdir`; returns a summary."""
+    """Metrics and report on the run's test set, written into `workdir`; returns a summary.
+
+    A run without test examples gets no metrics; the summary says so.
+    """
     predictor = Predictor(workdir)
     records = finetuning.load_splits(predictor.config).test
     name = predictor.config.data.test or f"held out of {predictor.config.data.train} by hash"
+    if not records:
+        return f"no test metrics: {name} there are no examples"
     return _evaluate(predictor, records, name, workdir)
 
 
@@ -91,8 +97,6 @@ def predict_file(workdir: Path, path: Path, output: Path) -> int:
 
 
 def _evaluate(predictor: Predictor, records: Sequence[Record], data_name: str, output: Path) -> str:
-    if not records:
-        raise UserError(f"there is nothing to evaluate on: {data_name} has no examples")
     task = predictor.task
     examples = finetuning.make_examples(predictor.packer, task, records)
     outputs = predictor.outputs(examples, "evaluate")

@@ -1,4 +1,4 @@
-"""Metrics -> what a person reads: a summary for the terminal, `metrics.json`, and a self-contained `report.html`.
+"""Metrics -> what a person reads: a summary for the terminal, `metrics.json`, a self-contained `report.html`.
 
 The report shows a section for each key of the metrics that it knows and leaves out the others, so a task with
 other metrics needs no other writer.

@@ -119,7 +119,8 @@ def load(path: str | Path) -> Pretrained:
     tokenizer_path = folder / "tokenizer_config.json"
     tokenizer = _read_json(tokenizer_path) if tokenizer_path.exists() else {}
     lower_case = _lower_case(tokenizer, tokenizer_path)
-    if len(vocabulary) != encoder["vocabulary_size"]:
+    # Some pad the embedding beyond the vocabulary.
+    if len(vocabulary) > encoder["vocabulary_size"]:
         raise UserError(
             f"{vocabulary.where} has {len(vocabulary)} pieces, but {folder / 'config.json'} says "
             f"vocab_size {encoder['vocabulary_size']}; the two don't belong together"

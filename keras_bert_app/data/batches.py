@@ -42,7 +42,9 @@ class Examples:
         return inputs | {name: tf.constant(values[rows]) for name, values in self.targets.items()}
 
 
-def pack_texts(packer: TextPacker, texts: Sequence[Sequence[str | bytes]], targets: Mapping[str, np.ndarray]) -> Examples:
+def pack_texts(
+    packer: TextPacker, texts: Sequence[Sequence[str | bytes]], targets: Mapping[str, np.ndarray]
+) -> Examples:
     """One or two sequences of N texts, packed by the graph's own packer -> Examples."""
     pack = tf.function(packer.pack)
     parts = []
@@ -85,7 +87,9 @@ class Batches:
         return id(self)
 
 
-def epoch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, group_by_length: bool) -> list[np.ndarray]:
+def epoch_order(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, group_by_length: bool
+) -> list[np.ndarray]:
     """Rows of each batch of one epoch: every row once; a function of the arguments alone.
 
     With `group_by_length` rows are shuffled, sorted by length within stretches of some batches, cut into

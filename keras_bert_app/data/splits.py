@@ -42,7 +42,7 @@ def connected_keys(records: Sequence[Record]) -> list[str]:
 
 
 def drop_shared_texts(records: Sequence[Record], *others: Sequence[Record]) -> list[Record]:
-    """`records` without those whose text also stands in one of `others`: nothing is tested on what was trained."""
+    """`records` without those whose text also stands in one of `others`, so that none is in two splits."""
     seen = {_text_key(record) for other in others for record in other}
     return [record for record in records if _text_key(record) not in seen]
 

@@ -1,9 +1,9 @@
 """A run's best checkpoint -> a versioned SavedModel with its tokenizer inside, whole or not there.
 
-    <export_dir>/<version>/saved_model.pb, variables/
-    <export_dir>/<version>/assets.extra/bundle.json   format version, task, labels, tokenizer, metrics, provenance
-    <export_dir>/<version>/assets.extra/vocab.txt     for people; the graph has its own
-    <export_dir>/<version>/assets.extra/examples.json requests and the trainer's answers, which verify replays
+<export_dir>/<version>/saved_model.pb, variables/
+<export_dir>/<version>/assets.extra/bundle.json   format version, task, labels, tokenizer, metrics, provenance
+<export_dir>/<version>/assets.extra/vocab.txt     for people; the graph has its own
+<export_dir>/<version>/assets.extra/examples.json requests and the trainer's answers, which verify replays
 """
 
 import re
@@ -26,7 +26,7 @@ _TEXTS = (
     "a quiet triumph",
     "so dull",
     "",
-    "Not one of its jokes lands, and there are many; the cast, all of them better elsewhere, look as if they knew.",
+    "Not one of its jokes lands, and there are many; the cast, all better elsewhere, look as if they knew.",
     "naïve café — “so-so” … 50 % ½ 中文 👍🏽",
     b"\xff\xfe broken \x00 bytes",
     "long " * 2000,
@@ -50,7 +50,7 @@ def export(workdir: Path, export_dir: Path) -> Path:
     """Write the next version and return its folder.
 
     Raises:
-        UserError: the run has no evaluated checkpoint, or `export_dir` can't be used.
+        UserError: the run has no evaluated checkpoint, `export_dir` can't be used, or TensorFlow can't write.
     """
     config = folders.read_config(workdir)
     step = folders.best_step(workdir)
@@ -59,7 +59,10 @@ def export(workdir: Path, export_dir: Path) -> Path:
     signatures = description.task.signatures(model, packer)
     path = export_dir / str(next_version(export_dir))
     with atomic_directory(path) as temporary:
-        tf.saved_model.save(Bundle(model, packer), str(temporary), signatures=signatures)
+        try:
+            tf.saved_model.save(Bundle(model, packer), str(temporary), signatures=signatures)
+        except tf.errors.OpError as error:
+            raise UserError(f"{path}: TensorFlow can't write it: {error.message}") from error
         extra = temporary / EXTRA
         extra.mkdir()
         description.vocabulary.save(extra / "vocab.txt")
@@ -106,17 +109,19 @@ def describe(workdir: Path, description: folders.ModelDescription, step: int) ->
 
 
 def example_requests(description: folders.ModelDescription, packer, signatures) -> list[dict[str, Any]]:
-    """Requests for every signature with the answers of the graph as it is in this process, as c_api.py encodes."""
+    """Requests for every signature with this process's answers, encoded as c_api.py does."""
     texts = tf.constant(_TEXTS)
     batches = [texts[:1], texts]
-    requests = [("serving_default", {name: batch for name in description.task.text_inputs}) for batch in batches]
+    requests = [("serving_default", dict.fromkeys(description.task.text_inputs, batch)) for batch in batches]
     for batch in batches:
         requests.append(("token_ids", packer([batch for _ in description.task.text_inputs])))
     return [
         {
             "signature": name,
             "inputs": {key: encode_tensor(value.numpy()) for key, value in inputs.items()},
-            "outputs": {key: encode_tensor(value.numpy()) for key, value in signatures[name](**inputs).items()},
+            "outputs": {
+                key: encode_tensor(value.numpy()) for key, value in signatures[name](**inputs).items()
+            },
         }
         for name, inputs in requests
     ]

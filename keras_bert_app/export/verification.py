@@ -21,28 +21,32 @@ _RUNTIMES = {"Python TensorFlow": "python_api.py", "C API, no Python TensorFlow"
 
 
 def verify(export_dir: Path) -> str:
-    """Check the newest version in `export_dir`, or the version folder that it is; return a table of what was found.
+    """Check the newest version in `export_dir`, or the version folder that it is; return a table of findings.
 
-    The bundle is copied to a temporary folder and asked what the trainer was asked when it was exported, once by
-    Python TensorFlow in a process that doesn't import this project, once through the C API.
+    The bundle is copied to a temporary folder and asked what the trainer was asked when it was exported, once
+    by Python TensorFlow in a process that doesn't import this project, once through the C API.
 
     Raises:
         UserError: there is no bundle, its format is unknown, or an answer differs from the trainer's by more
             than 1e-5.
     """
     path = newest_version(export_dir)
-    content = read_json(path / bundle.EXTRA / bundle.BUNDLE_FILE, f"{path} is no bundle that run.py export wrote")
+    content = read_json(
+        path / bundle.EXTRA / bundle.BUNDLE_FILE, f"{path} is no bundle that run.py export wrote"
+    )
     if content.get("format_version") != bundle.FORMAT_VERSION:
         raise UserError(
-            f"{path} has format {content.get('format_version')!r}, this version knows {bundle.FORMAT_VERSION}; "
-            "verify it with the version that made it, or export it again"
+            f"{path} has format {content.get('format_version')!r}, this version knows "
+            f"{bundle.FORMAT_VERSION}; verify it with the version that made it, or export it again"
         )
-    requests = read_json(path / bundle.EXTRA / bundle.EXAMPLES_FILE, f"{path} has no example requests; export it again")
+    requests = read_json(
+        path / bundle.EXTRA / bundle.EXAMPLES_FILE, f"{path} has no example requests; export it again"
+    )
     lines = [f"{'runtime':<28} {'signature':<16} {'texts':>5}  largest difference"]
     with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
         copy = shutil.copytree(path, Path(elsewhere) / "moved" / path.name)
         for runtime, script in _RUNTIMES.items():
-            answers = ask(script, copy, requests)
+            answers = ask(f"{path}: {runtime}", script, copy, requests)
             for request, answer in zip(requests, answers, strict=True):
                 difference = compare(path, runtime, request, answer)
                 rows = next(iter(request["inputs"].values()))["shape"][0]
@@ -64,8 +68,10 @@ def newest_version(export_dir: Path) -> Path:
     return export_dir / str(versions[-1])
 
 
-def ask(script: str, path: Path, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def ask(where: str, script: str, path: Path, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The answers of a fresh, isolated process that runs `script` on the bundle at `path`.
+
+    `where` begins the messages of errors.
 
     Raises:
         UserError: the process fails, or has imported this project.
@@ -85,11 +91,13 @@ def ask(script: str, path: Path, requests: Sequence[Mapping[str, Any]]) -> list[
     try:
         reply = json.loads(process.stdout)
     except ValueError as error:
-        raise UserError(f"{path}: {script} ended with code {process.returncode}: {process.stderr[-2000:]}") from error
+        raise UserError(
+            f"{where}: {script} ended with code {process.returncode}: {process.stderr[-2000:]}"
+        ) from error
     if "error" in reply:
-        raise UserError(f"{path}: {script}: {reply['error']}")
+        raise UserError(f"{where}: {' '.join(reply['error'].split())}")
     if reply["modules"]["keras_bert_app"]:
-        raise UserError(f"{path}: {script} imported keras_bert_app, so nothing is proved")
+        raise UserError(f"{where}: {script} imported keras_bert_app, so nothing is proved")
     return reply["answers"]
 
 
@@ -103,17 +111,24 @@ def compare(path: Path, runtime: str, request: Mapping[str, Any], answer: Mappin
     if "error" in answer:
         raise UserError(f"{where}: {answer['error']}")
     if answer["outputs"].keys() != request["outputs"].keys():
-        raise UserError(f"{where} gives {sorted(answer['outputs'])}, the trainer {sorted(request['outputs'])}")
+        raise UserError(
+            f"{where} gives {sorted(answer['outputs'])}, the trainer {sorted(request['outputs'])}"
+        )
     largest = 0.0
     for name, wanted in request["outputs"].items():
         one, other = c_api.decode_tensor(wanted), c_api.decode_tensor(answer["outputs"][name])
         if one.shape != other.shape or one.dtype != other.dtype:
-            raise UserError(f"{where}: {name} is {other.dtype} {other.shape}, the trainer's {one.dtype} {one.shape}")
+            raise UserError(
+                f"{where}: {name} is {other.dtype} {other.shape}, the trainer's {one.dtype} {one.shape}"
+            )
         if one.dtype == object:
             if not np.array_equal(one, other):
                 raise UserError(f"{where}: {name} differs from the trainer's")
             continue
-        largest = max(largest, float(np.max(np.abs(one - other), initial=0.0)))
-    if not largest <= TOLERANCE:
-        raise UserError(f"{where} differs from the trainer by {largest:.1e}, more than {TOLERANCE:.0e}")
+        difference = float(np.max(np.abs(one - other), initial=0.0))
+        if not difference <= TOLERANCE:  # so written, NaN fails too
+            raise UserError(
+                f"{where} differs from the trainer by {difference:.1e}, more than {TOLERANCE:.0e}"
+            )
+        largest = max(largest, difference)
     return largest

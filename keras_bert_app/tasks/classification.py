@@ -13,7 +13,7 @@ from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
-from keras_bert_app.text.packing import TextPacker
+from keras_bert_app.text.packing import TextPacker, check_rank
 
 
 class ClassificationTask:
@@ -28,11 +28,15 @@ class ClassificationTask:
     """
 
     name = "classification"
+    # Those that may choose the checkpoint: higher is better.
+    selection_metrics = ("accuracy", "macro_f1", "micro_f1", "mcc")
     targets_dtypes = {features.LABEL: "int32", features.WEIGHT: "float32"}
 
     def __init__(self, labels: Sequence[str], text_inputs: Sequence[str]):
         if len(labels) < 2:
-            raise UserError(f"the training set has only the label {', '.join(labels)!r}; a classifier needs two")
+            raise UserError(
+                f"the training set has only the label {', '.join(labels)!r}; a classifier needs two"
+            )
         self.labels = tuple(labels)
         self.text_inputs = tuple(text_inputs)
 
@@ -85,7 +89,8 @@ class ClassificationTask:
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs -> {logits: float [B, C]}, as a functional Keras model."""
         inputs = {
-            name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in features.ENCODER_INPUTS.items()
+            name: keras.Input((None,), dtype=dtype, name=name)
+            for name, dtype in features.ENCODER_INPUTS.items()
         }
         encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(inputs)
         head = ClassificationHead(
@@ -94,7 +99,7 @@ class ClassificationTask:
         return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
 
     def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
-        """Name -> (cross entropy [B] in nats, weights [B]); each is averaged over the global batch's weights."""
+        """Name -> (cross entropy [B] in nats, weights [B]); averaged over the global batch's weights."""
         logits = outputs[features.LOGITS]
         loss = keras.ops.sparse_categorical_crossentropy(batch[features.LABEL], logits, from_logits=True)
         return {"loss": (loss, tf.cast(batch[features.WEIGHT], loss.dtype))}
@@ -141,11 +146,13 @@ class ClassificationTask:
 
         @tf.function
         def token_ids(**inputs):
-            return model(inputs, training=False)
+            checked = {name: check_rank(name, value, 2) for name, value in inputs.items()}
+            return model(checked, training=False)
 
         texts = {name: tf.TensorSpec([None], tf.string, name=name) for name in self.text_inputs}
         ids = {
-            name: tf.TensorSpec([None, None], dtype, name=name) for name, dtype in features.ENCODER_INPUTS.items()
+            name: tf.TensorSpec([None, None], dtype, name=name)
+            for name, dtype in features.ENCODER_INPUTS.items()
         }
         return {
             "serving_default": serving_default.get_concrete_function(**texts),

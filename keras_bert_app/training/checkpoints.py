@@ -1,8 +1,8 @@
 """Checkpoints: a folder a step, whole or not there, as safetensors and JSON.
 
-    checkpoints/step-00000610/model.safetensors      the model's weights by their Keras path
-    checkpoints/step-00000610/optimizer.safetensors  the optimizer's variables by theirs
-    checkpoints/step-00000610/state.json             what the loop knows: see loop.State
+checkpoints/step-00000610/model.safetensors      the model's weights by their Keras path
+checkpoints/step-00000610/optimizer.safetensors  the optimizer's variables by theirs
+checkpoints/step-00000610/state.json             what the loop knows: see loop.State
 """
 
 import json
@@ -51,11 +51,21 @@ def save(
 
 
 def read_state(workdir: Path, step: int) -> dict[str, Any]:
-    """The loop's state at a step."""
-    return json.loads((folder_of(workdir, step) / STATE).read_text(encoding="utf-8"))
+    """The loop's state at a step.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    path = folder_of(workdir, step) / STATE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't read it: {error}") from error
 
 
-def restore(workdir: Path, step: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+def restore(
+    workdir: Path, step: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None
+) -> None:
     """Set the model's weights, and the optimizer's variables where it is given, to those of a step.
 
     Raises:
@@ -68,7 +78,9 @@ def restore(workdir: Path, step: int, model: keras.Model, optimizer: keras.optim
 
 
 def prune(workdir: Path, keep: Iterable[int]) -> None:
-    """Remove the checkpoints of all steps but these."""
+    """Remove the checkpoints of all steps but these, and what a killed process left half-written."""
+    for path in (workdir / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(path)
     for step in set(steps(workdir)) - set(keep):
         shutil.rmtree(folder_of(workdir, step))
 
@@ -89,7 +101,7 @@ def values_by_path(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]
     """Variables' values by path, of the first replica where they are mirrored."""
     strategy = tf.distribute.get_strategy()
     return {
-        variable.path: np.ascontiguousarray(strategy.experimental_local_results(variable.value)[0].numpy())
+        variable.path: np.asarray(strategy.experimental_local_results(variable.value)[0].numpy(), order="C")
         for variable in variables
     }
 

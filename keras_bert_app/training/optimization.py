@@ -37,12 +37,14 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(train: TrainConfig, total_steps: int, model: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer for `total_steps` updates of `model`, its variables made; call it in the strategy's scope."""
+    """The optimizer for `total_steps` updates of `model`; it makes variables, so call it in the scope."""
     warmup_steps = round(train.warmup_fraction * total_steps)
     optimizer = ReducedAdamW(
         WarmupLinearDecay(train.learning_rate, warmup_steps, total_steps),
         weight_decay=train.weight_decay,
         epsilon=1e-8,
+        # Fixed, for checkpoints: otherwise Keras counts the optimizers of a process.
+        name="optimizer",
     )
     optimizer.exclude_from_weight_decay(
         var_list=[variable for variable in model.trainable_variables if variable.name in _NOT_DECAYED]

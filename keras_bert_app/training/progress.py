@@ -18,6 +18,7 @@ class Progress:
     def __init__(self, stage: str, total: int, done: int = 0):
         self.stage, self.total, self.done, self.first = stage, total, done, done
         self._examples = 0
+        self._shown_step = done
         self._scalars: Mapping[str, float] = {}
         self._started = self._shown = time.monotonic()
         self._bar = None
@@ -30,7 +31,7 @@ class Progress:
     def __exit__(self, *_) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done > self.first:
+        elif self.done > self._shown_step:
             self._print()
 
     def advance(self, examples: int, scalars: Mapping[str, float] | None = None) -> None:
@@ -45,12 +46,12 @@ class Progress:
             self._print()
 
     def _print(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._shown_step = time.monotonic(), self.done
         elapsed = self._shown - self._started
         left = elapsed / (self.done - self.first) * (self.total - self.done)
         print(
-            f"{self.stage}: step {self.done}/{self.total}{self._shown_scalars()}, {self._speed():.0f} examples/s, "
-            f"{_clock(elapsed)} gone, {_clock(left)} left",
+            f"{self.stage}: step {self.done}/{self.total}{self._shown_scalars()}, "
+            f"{self._speed():.0f} examples/s, {_clock(elapsed)} gone, {_clock(left)} left",
             file=sys.stderr,
             flush=True,
         )

@@ -24,8 +24,8 @@ def make_train_step(
 ) -> Callable[[tf.Tensor, Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """-> step(number: int64 [], batch: the global batch) -> scalars.
 
-    The scalars: each of the task's losses averaged over the global batch, `gradient_norm` before clipping, and
-    `finite`; where that is False nothing has been applied.
+    The scalars: each of the task's losses averaged over the global batch, `gradient_norm` before clipping,
+    and `finite`; where that is False nothing has been applied.
     """
 
     def gradients_on_replica(number, batch):
@@ -63,7 +63,9 @@ def make_predict_step(strategy: tf.distribute.Strategy, model: keras.Model, task
 
     @tf.function(input_signature=[batch_spec(task)])
     def predict(batch):
-        outputs = strategy.run(lambda rows: model(inputs_of(rows_of_replica(rows)), training=False), args=(batch,))
+        outputs = strategy.run(
+            lambda rows: model(inputs_of(rows_of_replica(rows)), training=False), args=(batch,)
+        )
         return {name: strategy.experimental_local_results(value) for name, value in outputs.items()}
 
     return predict
@@ -92,7 +94,9 @@ def first_replica(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
     return strategy.experimental_local_results(value)[0]
 
 
-def dropout_seeds(model: keras.Model, seed: int, step: tf.Tensor, replica_id: tf.Tensor) -> keras.StatelessScope:
+def dropout_seeds(
+    model: keras.Model, seed: int, step: tf.Tensor, replica_id: tf.Tensor
+) -> keras.StatelessScope:
     """A scope in which every dropout layer's seed is a function of (seed, step, replica, layer) alone.
 
     Keras' own seeds are mirrored variables, equal on all replicas.
@@ -102,4 +106,6 @@ def dropout_seeds(model: keras.Model, seed: int, step: tf.Tensor, replica_id: tf
     ]
     fold_in = tf.random.experimental.stateless_fold_in
     base = fold_in(fold_in(tf.constant([seed, 0], tf.int64), step), tf.cast(replica_id, tf.int64))
-    return keras.StatelessScope([(generator.state, fold_in(base, place)) for place, generator in enumerate(generators)])
+    return keras.StatelessScope(
+        [(generator.state, fold_in(base, place)) for place, generator in enumerate(generators)]
+    )

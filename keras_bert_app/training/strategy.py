@@ -1,5 +1,7 @@
 """Which devices a run uses: the one place that knows tf.distribute's strategies."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_bert_app.config import TrainConfig
@@ -9,8 +11,8 @@ from keras_bert_app.errors import UserError
 def make_strategy(train: TrainConfig) -> tf.distribute.Strategy:
     """The strategy that the config names; call it before anything else touches TensorFlow's devices.
 
-    `none` is one device. `mirrored` is a replica on each GPU; where there is no GPU, `num_devices` logical CPU
-    devices stand in, which is for trying things out: they share the cores and are no faster.
+    `none` is one device. `mirrored` is a replica on each GPU; where there is no GPU, `num_devices` logical
+    CPU devices stand in, which is for trying things out: they share the cores and are no faster.
 
     Raises:
         UserError: more devices are asked for than there are, or CPU replicas after the devices are set up.
@@ -19,22 +21,28 @@ def make_strategy(train: TrainConfig) -> tf.distribute.Strategy:
     if train.strategy == "none":
         if train.num_devices not in (None, 1):
             raise UserError(
-                f"config.train.num_devices is {train.num_devices}, but config.train.strategy is none, which has one; "
-                "set config.train.strategy=mirrored"
+                f"config.train.num_devices is {train.num_devices}, but config.train.strategy is none, "
+                "which has one; set config.train.strategy=mirrored"
             )
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
     count = train.num_devices or len(gpus)
     if gpus:
         if count > len(gpus):
             raise UserError(f"config.train.num_devices is {count}, but there are {len(gpus)} GPUs")
-        return tf.distribute.MirroredStrategy([f"GPU:{number}" for number in range(count)])
+        return _mirrored(tuple(f"GPU:{number}" for number in range(count)))
     if not count:
         raise UserError(
-            "config.train.strategy is mirrored and there is no GPU; set config.train.num_devices for replicas on "
-            "logical CPU devices, or config.train.strategy=none"
+            "config.train.strategy is mirrored and there is no GPU; set config.train.num_devices for "
+            "replicas on logical CPU devices, or config.train.strategy=none"
         )
     _make_logical_cpus(count)
-    return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(count)])
+    return _mirrored(tuple(f"CPU:{number}" for number in range(count)))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One a process for the same devices: two would number their collectives alike, which aborts them."""
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _make_logical_cpus(count: int) -> None:
@@ -45,5 +53,5 @@ def _make_logical_cpus(count: int) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
         raise UserError(
-            f"{count} logical CPU devices were asked for after TensorFlow had started; make the strategy first"
+            f"{count} logical CPU devices were asked for after TensorFlow started; make the strategy first"
         ) from error

@@ -1,11 +1,11 @@
 """A run's folder: what is in it, how it is opened, and how its model comes back.
 
-    config.json      format version and the config as given, after flags
-    provenance.json  versions, git state, command, where weights and data came from
-    model.json       what the network is: task, encoder, tokenizer (with vocab.txt beside it)
-    checkpoints/     see checkpoints.py
-    summaries/       TensorBoard scalars
-    report.html, metrics.json, model.keras   results of the best checkpoint
+config.json      format version and the config as given, after flags
+provenance.json  versions, git state, command, where weights and data came from
+model.json       what the network is: task, encoder, tokenizer (with vocab.txt beside it)
+checkpoints/     see checkpoints.py
+summaries/       TensorBoard scalars
+report.html, metrics.json, model.keras   results of the best checkpoint
 """
 
 import importlib.metadata
@@ -36,8 +36,8 @@ def open_for_training(workdir: Path, config: configuration.Config) -> None:
     """Make the folder, or check that the one that is there belongs to this config.
 
     Raises:
-        UserError: it belongs to another config (the message lists the differences), is of an unknown format, or
-            holds other things.
+        UserError: it belongs to another config (the message lists the differences), is of an unknown format,
+            or holds other things.
     """
     wanted = configuration.to_dict(config)
     if (workdir / "config.json").exists():
@@ -86,18 +86,28 @@ class ModelDescription:
         """The text side."""
         return TextPacker(BertTokenizer(self.vocabulary, self.lower_case), self.max_length)
 
-    def save(self, workdir: Path) -> None:
-        """Write model.json and vocab.txt."""
+    def save(self, workdir: Path, training_records_sha256: str) -> None:
+        """Write model.json and vocab.txt, or check that those there are the same.
+
+        Raises:
+            UserError: the run that is there has another network or other training records.
+        """
+        content = {
+            "task": {"name": self.task.name} | self.task.get_config(),
+            "encoder": configuration.to_dict(self.encoder),
+            "tokenizer": {"lower_case": self.lower_case, "vocabulary_sha256": self.vocabulary.sha256},
+            "max_length": self.max_length,
+            "training_records_sha256": training_records_sha256,
+        }
+        if (workdir / "model.json").exists():
+            differences = configuration.differences(read_json(workdir / "model.json", ""), content, "model")
+            if differences:
+                raise UserError(
+                    f"{workdir} was begun with other data or weights ({'; '.join(differences)}); "
+                    "put them back to go on with that run, or give another --workdir"
+                )
         self.vocabulary.save(workdir / "vocab.txt")
-        write_json(
-            workdir / "model.json",
-            {
-                "task": {"name": self.task.name} | self.task.get_config(),
-                "encoder": configuration.to_dict(self.encoder),
-                "tokenizer": {"lower_case": self.lower_case, "vocabulary_sha256": self.vocabulary.sha256},
-                "max_length": self.max_length,
-            },
-        )
+        write_json(workdir / "model.json", content)
 
     @classmethod
     def load(cls, workdir: Path) -> "ModelDescription":
@@ -106,10 +116,14 @@ class ModelDescription:
         Raises:
             UserError: a file is missing, or the vocabulary isn't the one that the model was made with.
         """
-        content = read_json(workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` makes one")
+        content = read_json(
+            workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` makes one"
+        )
         vocabulary = Vocabulary.load(workdir / "vocab.txt")
         if vocabulary.sha256 != content["tokenizer"]["vocabulary_sha256"]:
-            raise UserError(f"{workdir / 'vocab.txt'} isn't the vocabulary that the model was made with; put that back")
+            raise UserError(
+                f"{workdir / 'vocab.txt'} isn't the vocabulary that the model was made with; put that back"
+            )
         arguments = dict(content["task"])
         return cls(
             task=TASKS[arguments.pop("name")](**arguments),
@@ -129,12 +143,14 @@ def best_step(workdir: Path) -> int:
     saved = checkpoints.steps(workdir)
     best = checkpoints.read_state(workdir, saved[-1])["best_step"] if saved else None
     if best is None:
-        raise UserError(f"{workdir} has no evaluated checkpoint yet; run finetune with the same config to go on")
+        raise UserError(
+            f"{workdir} has no evaluated checkpoint yet; run finetune with the same config to go on"
+        )
     return best
 
 
 def inference_precision(config: configuration.Config) -> str:
-    """The dtype policy to answer with: float64 where trained in it, else float32, whatever trained in bfloat16."""
+    """The dtype policy to answer with: float64 where trained in it, else float32."""
     return "float64" if config.train.precision == "float64" else "float32"
 
 

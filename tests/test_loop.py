@@ -1,0 +1,144 @@
+"""The loop, on a model that is a handful of weights."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_app import features
+from keras_bert_app.config import TrainConfig
+from keras_bert_app.data.batches import Batches, Examples
+from keras_bert_app.errors import UserError
+from keras_bert_app.training import checkpoints
+from keras_bert_app.training.loop import Trainer, predict_examples
+from keras_bert_app.training.optimization import make_optimizer
+from keras_bert_app.training.step import make_predict_step
+from keras_bert_app.training.strategy import make_strategy
+
+
+class _Task:
+    """The largest id against a number; its metric is what the test says."""
+
+    targets_dtypes = {"target": "float32"}
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def build_model(self):
+        inputs = {n: keras.Input((None,), dtype=d, name=n) for n, d in features.ENCODER_INPUTS.items()}
+        largest = keras.ops.max(keras.ops.cast(inputs[features.TOKEN_IDS], "float32"), axis=1, keepdims=True)
+        return keras.Model(inputs, {"y": keras.layers.Dense(1, name="dense")(largest)}, name="tiny")
+
+    def losses(self, outputs, batch):
+        error = outputs["y"][:, 0] - batch["target"]
+        return {"loss": (error * error, tf.ones_like(error))}
+
+    def metrics(self, outputs, targets):
+        return {"accuracy": self.values.pop(0), "table": [1, 2]}
+
+
+def _examples(count=8, bad=()):
+    rows = tf.ragged.constant([[1 + number] * (2 + number % 3) for number in range(count)], dtype=tf.int32)
+    targets = np.arange(count, dtype="float32")
+    targets[list(bad)] = np.inf
+    return Examples(rows, tf.zeros_like(rows), {"target": targets}, _pad)
+
+
+def _pad(token_ids, segment_ids):
+    return {
+        features.TOKEN_IDS: token_ids.to_tensor(),
+        features.SEGMENT_IDS: segment_ids.to_tensor(),
+        features.PADDING_MASK: tf.ones_like(token_ids, tf.bool).to_tensor(),
+    }
+
+
+def _fit(workdir, values=(0.5,) * 99, examples=None, replicas=1, **changes):
+    train = TrainConfig(**{"batch_size": 4, "epochs": 5, "learning_rate": 0.01} | changes)
+    strategy = make_strategy(
+        TrainConfig(strategy="none" if replicas == 1 else "mirrored", num_devices=replicas)
+    )
+    task = _Task(values)
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        model = task.build_model()
+        optimizer = make_optimizer(train, 10, model)
+    trainer = Trainer(strategy, model, task, optimizer, train, 0, workdir)
+    return trainer.fit(Batches(examples or _examples(), 4, 0, False), _examples()), trainer
+
+
+def test_it_evaluates_after_each_epoch_and_at_the_end(tmp_path):
+    state, _ = _fit(tmp_path)
+    assert [row["step"] for row in state.history if "evaluation/accuracy" in row] == [2, 4, 6, 8, 10]
+    state, _ = _fit(tmp_path / "other", evaluate_every=4)
+    assert [row["step"] for row in state.history if "evaluation/accuracy" in row] == [4, 8, 10]
+
+
+def test_the_best_and_the_newest_checkpoints_stay(tmp_path):
+    state, _ = _fit(tmp_path, [0.1, 0.9, 0.2, 0.9, 0.3])
+    assert (state.step, state.best_step, state.best_value) == (10, 4, 0.9)
+    assert checkpoints.steps(tmp_path) == [4, 10]
+    _fit(tmp_path / "more", [0.9, 0.1, 0.1, 0.1, 0.1], keep_checkpoints=2, checkpoint_every=3)
+    assert checkpoints.steps(tmp_path / "more") == [2, 9, 10]
+
+
+def test_it_stops_after_patience_evaluations_without_a_better_one(tmp_path, capsys):
+    state, _ = _fit(tmp_path, [0.5, 0.6, 0.6, 0.1], patience=2)
+    assert (state.step, state.best_step, state.stopped_early) == (8, 4, True)
+    assert "no better one in 2 evaluations, stopping" in capsys.readouterr().err
+    again, _ = _fit(tmp_path, [], patience=2)
+    assert again == state
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_gradient_that_is_not_finite_ends_it_with_step_and_checkpoint(tmp_path, replicas):
+    with pytest.raises(UserError, match=r"step 0 isn't finite; there is no checkpoint yet"):
+        _fit(tmp_path, examples=_examples(bad=range(8)), replicas=replicas)
+    _fit(tmp_path, epochs=1, replicas=replicas)
+    bad = _examples(bad=[int(Batches(_examples(), 4, 0, False)._order(1)[0][0])])
+    with pytest.raises(
+        UserError, match=r"step 2 isn't finite; the last good checkpoint is of step 2.*learning_rate"
+    ):
+        _fit(tmp_path, examples=bad, replicas=replicas)
+
+
+def test_going_on_gives_the_same_weights_as_going_through(tmp_path):
+    _, through = _fit(tmp_path / "through")
+    _fit(tmp_path / "halves", epochs=2)
+    state, on = _fit(tmp_path / "halves")
+    assert state.step == 10
+    for one, other in zip(
+        through.model.weights + through.optimizer.variables,
+        on.model.weights + on.optimizer.variables,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_summaries_hold_the_scalars(tmp_path):
+    state, _ = _fit(tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5])
+    found = {}
+    for file in (tmp_path / "summaries").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                found[event.step, value.tag] = float(tf.make_ndarray(value.tensor))
+    expected = {
+        (row["step"], name): value for row in state.history for name, value in row.items() if name != "step"
+    }
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert {name for _, name in found} == {"loss", "gradient_norm", "learning_rate", "evaluation/accuracy"}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_predictions_come_in_the_order_of_the_examples(replicas):
+    strategy = make_strategy(
+        TrainConfig(strategy="none" if replicas == 1 else "mirrored", num_devices=replicas)
+    )
+    with strategy.scope():
+        model = _Task([]).build_model()
+    examples = _examples(7)
+    outputs = predict_examples(strategy, make_predict_step(strategy, model, _Task([])), examples, "predict")
+    singly = [
+        model({n: v for n, v in examples.batch(np.array([row])).items() if n != "target"})["y"].numpy()[0]
+        for row in range(7)
+    ]
+    np.testing.assert_allclose(outputs["y"], singly, rtol=1e-4)

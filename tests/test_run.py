@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from conftest import tiny_config, tiny_rows
+
+import run
+from keras_bert_app.errors import UserError
+
+# ml_collections' own, when it loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+ROOT = Path(run.__file__).parent
+SENTIMENT = "--config=configs/sentiment.py"
+
+
+@pytest.fixture
+def config_of(monkeypatch):
+    """Arguments after `finetune` -> the config that it is called with."""
+
+    def call(*arguments):
+        seen = []
+        monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+        monkeypatch.setitem(
+            run.VERBS, "finetune", (lambda: seen.append(run.FLAGS.config), *run.VERBS["finetune"][1:])
+        )
+        monkeypatch.chdir(ROOT)
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the config file before
+        run.main(["finetune", "--workdir=w", *arguments])
+        return run.configuration.freeze(seen[0])
+
+    return call
+
+
+def test_flags_change_the_config_that_the_file_gives(config_of):
+    config = config_of(SENTIMENT, "--config.train.learning_rate=3e-4", "--config.data.group_column=film")
+    assert (config.train.learning_rate, config.data.group_column) == (3e-4, "film")
+    assert (config.init, config.data.train) == ("minilm-l6", "reviews")
+
+
+def test_the_path_of_the_config_may_be_an_argument_of_its_own(config_of):
+    config = config_of("--config", "configs/sentiment.py", "--config.train.epochs", "4")
+    assert (config.train.epochs, config.data.train) == (4, "reviews")
+
+
+def test_none_takes_a_value_back(config_of):
+    config = config_of(
+        SENTIMENT, "--config.init=None", "--config.train.patience=2", "--config.data.group_column=None"
+    )
+    assert (config.init, config.train.patience, config.data.group_column) == (None, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([SENTIMENT, "--config.train.lerning_rate=1"], "did you mean config.train.learning_rate?"),
+        ([SENTIMENT, "--config.train.batch_size=abc"], "--config.train.batch_size=abc: "),
+        ([SENTIMENT, "--config.train.batch_size=-1"], "config.train.batch_size is -1; it takes at least 1"),
+        ([SENTIMENT, "--config.train.learning_rate=nan"], "config.train.learning_rate is nan"),
+        ([SENTIMENT, "--config.train.precision=half"], "it takes one of float32, mixed_bfloat16, float64"),
+        (
+            [SENTIMENT, "--config.encoder.num_heads=5", "--config.encoder.hidden_dim=12"],
+            "the nearest that does is 4",
+        ),
+        ([SENTIMENT, "--workdri=x"], "Did you mean: workdir"),
+        ([SENTIMENT, "surplus"], "finetune takes no 'surplus'; flags are written --name=value"),
+        (
+            ["--config=configs/sentimnet.py"],
+            "no such file; there is configs/classification.py, configs/sentiment.py",
+        ),
+        (["--config.train.epochs=3"], "finetune needs --config=FILE before --config.KEY=VALUE"),
+        ([], "finetune needs --config; see run.py finetune --help"),
+    ],
+)
+def test_a_wrong_flag_is_refused_in_one_line_that_says_what_to_write(config_of, arguments, message):
+    with pytest.raises(UserError) as error:
+        config_of(*arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1\n", "c.py has no get_config(); a config file is Python with a get_config() that returns "),
+        ("def get_config(:\n", "c.py:1: invalid syntax"),
+        (
+            "import nothing_of_this_name\n",
+            "c.py:1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+        ),
+        ("def get_config():\n    raise ValueError('a\\nb')\n", "c.py:2: ValueError: a b"),
+        ("def get_config():\n    return {}['k']\n", "c.py:2: KeyError: 'k'"),
+        ("open('/no/such')\n", "c.py: [Errno 2] No such file or directory: '/no/such'"),
+        ("def get_config():\n    return 3\n", "c.py: get_config() gives 3; a config file is Python with"),
+        (
+            "def get_config():\n    return {'trian': {}}\n",
+            "unknown key config.trian; did you mean config.data.train?",
+        ),
+        (
+            "from keras_bert_app.config import default\n"
+            "def get_config():\n    c = default()\n    c.train.batch_size = 'x'\n    return c\n",
+            "c.py:4: TypeError: ",
+        ),
+    ],
+)
+def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(config_of, tmp_path, source, message):
+    (tmp_path / "c.py").write_text(source)
+    with pytest.raises(UserError) as error:
+        config_of(f"--config={tmp_path / 'c.py'}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetuen"], "unknown verb 'finetuen'; did you mean finetune?"),
+        (["predict", "--workdir=x"], "predict needs --input, --output; see run.py predict --help"),
+        (["serve", "--export_dir=x", "--port=70000"], "--port=70000"),
+        (["query", "--model=m"], "give the texts to ask about"),
+    ],
+)
+def test_a_wrong_command_is_refused(monkeypatch, arguments, message):
+    monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+    with pytest.raises(UserError) as error:
+        run.main(arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("verb", run.VERBS)
+def test_the_help_of_a_verb_lists_its_flags(capsys, verb):
+    run.main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"run.py {verb}: ")
+    assert all(f"--{name}" in shown for name, *_ in run.VERBS[verb][1])
+    assert ("--config.train.learning_rate=5e-05" in shown) is (verb == "finetune")
+
+
+def test_the_help_lists_every_verb_and_brings_no_heavy_library():
+    program = (
+        "import sys, run; run.main(['--help']); run.main(['finetune', '--help']); "
+        "assert not {'tensorflow', 'keras', 'numpy', 'grpc'} & set(sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert all(f"\n  {verb} " in shown.stdout for verb in run.VERBS)
+
+
+def test_a_mistake_ends_with_code_2_and_one_line_before_tensorflow_starts(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was started')\n")
+    answer = subprocess.run(
+        [sys.executable, "run.py", "finetune", SENTIMENT, "--workdir=w", "--config.train.epochs=0"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: config.train.epochs is 0; it takes at least 1")
+    assert (answer.stderr.count("\n"), answer.stdout) == (1, "")
+
+
+def started(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "run.py", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def as_flags(config, path=""):
+    """A frozen config as the flags that make it of the default."""
+    for name, value in (config if isinstance(config, dict) else run.configuration.to_dict(config)).items():
+        if isinstance(value, dict):
+            yield from as_flags(value, f"{path}{name}.")
+        elif value is not None:
+            yield f"--config.{path}{name}={value}"
+
+
+def test_an_interrupted_run_leaves_nothing_half_written_and_the_same_command_goes_on(tmp_path):
+    config = run.configuration.to_dict(tiny_config(tmp_path / "data", tiny_rows()))
+    config["train"] |= {"epochs": 2000, "patience": None, "keep_checkpoints": 2}
+    (tmp_path / "c.py").write_text(
+        "from keras_bert_app.config import default\ndef get_config():\n    return default()\n"
+    )
+    workdir = tmp_path / "run"
+    command = ["finetune", f"--config={tmp_path / 'c.py'}", f"--workdir={workdir}", *as_flags(config)]
+    reached = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = started(*command)
+        said = ""
+        # Two evaluations, the second of which was preceded by a checkpoint.
+        while said.count("evaluation at step") < 2:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "Traceback" not in said + rest
+        assert rest.count("interrupted; the same command goes on") == 1
+        assert not [str(path) for path in workdir.rglob("*.tmp")]
+        steps = sorted(int(path.name.rsplit("-", 1)[-1]) for path in (workdir / "checkpoints").iterdir())
+        assert steps[-1] > reached
+        assert ("going on from the checkpoint" in said) is (reached > 0)
+        reached = steps[-1]
+    assert json.loads((workdir / "config.json").read_text())["config"] == config
