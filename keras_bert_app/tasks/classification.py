@@ -104,6 +104,16 @@ class ClassificationTask:
         loss = keras.ops.sparse_categorical_crossentropy(batch[features.LABEL], logits, from_logits=True)
         return {"loss": (loss, tf.cast(batch[features.WEIGHT], loss.dtype))}
 
+    def measures(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
+        """Name -> (values [B], weights [B]) to show during training beside the losses: none."""
+        return {}
+
+    def predictions(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """What evaluation keeps of a batch: all outputs."""
+        return dict(outputs)
+
     def metrics(self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Model outputs [N, ...] and targets [N, ...] -> metrics; see tasks/metrics.py."""
         return classification_metrics(

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class State:
 class Trainer:
     """One model in training.
 
-    `optimizer` has been built for the model's variables, both in the strategy's scope.
+    `optimizer` has been built for the model's variables, both in the strategy's scope. `prepare` is what step.py
+    says, such as a TokenMasker.
     """
 
     strategy: tf.distribute.Strategy
@@ -51,6 +52,7 @@ class Trainer:
     train: TrainConfig
     seed: int
     workdir: Path
+    prepare: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]] | None = None
 
     def fit(self, batches: Batches, evaluation: Examples) -> State:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -61,9 +63,15 @@ class Trainer:
         total = batches.steps_per_epoch * self.train.epochs
         state = self._restore()
         step = make_train_step(
-            self.strategy, self.model, self.task, self.optimizer, self.train.clip_norm, self.seed
+            self.strategy,
+            self.model,
+            self.task,
+            self.optimizer,
+            self.train.clip_norm,
+            self.seed,
+            self.prepare,
         )
-        predict = make_predict_step(self.strategy, self.model, self.task)
+        predict = make_predict_step(self.strategy, self.model, self.task, self.prepare)
         evaluate_every = self.train.evaluate_every or batches.steps_per_epoch
         log_every = max(1, total // _POINTS_ON_A_CURVE)
         writer = tf.summary.create_file_writer(str(self.workdir / "summaries"))
