@@ -62,7 +62,18 @@ def test_a_batch_is_padded_to_its_longest_example(tmp_path):
     assert {name: value.dtype.name for name, value in batch.items()} == {
         **features.ENCODER_INPUTS,
         features.NEXT_SENTENCE_LABEL: "int32",
+        features.WEIGHT: "float32",
     }
+
+
+@pytest.mark.parametrize("objective", ["nsp", "none"])
+def test_targets_are_those_of_the_batches(tmp_path, objective):
+    examples, rows = store(tmp_path, objective=objective), np.array([7, 2, 14])
+    batch = examples.batch(rows)
+    assert (features.NEXT_SENTENCE_LABEL in examples.targets) is (objective == "nsp")
+    for name, values in examples.targets.items():
+        assert values[rows].tolist() == batch[name].numpy().tolist()
+        assert (len(values), values.dtype) == (len(examples), batch[name].dtype.as_numpy_dtype)
 
 
 def test_batches_give_every_example_once_an_epoch_in_an_order_of_seed_and_epoch(tmp_path):

@@ -113,7 +113,9 @@ def test_ids_are_those_of_the_tokenizer(tmp_path, minilm, reviews):
     vocabulary = Vocabulary.load(minilm / "vocab.txt")
     corpus = tmp_path / "reviews.jsonl"
     corpus.write_text("\n".join(json.dumps({"text": review}) for review in reviews[:300]))
-    options = PrepareOptions(2048, "none", short_fraction=0, held_out=0, near_duplicates=1)
+    options = PrepareOptions(
+        max_length=2048, objective="none", short_fraction=0, held_out=0, near_duplicates=1
+    )
     manifest = prepare_examples([str(corpus)], tmp_path / "out", vocabulary, True, options)
     examples = ExampleStore(tmp_path / "out")
     ours = examples.read(range(len(examples)))[features.TOKEN_IDS].to_list()
@@ -282,8 +284,8 @@ def test_two_at_work_on_one_output_are_refused(corpus, tmp_path):
     ("settings", "message"),
     [
         ({"objective": "mlm"}, "objective is 'mlm'; it takes one of nsp, sop, none"),
-        ({"held_out": 0.9}, "held_out is 0.9; it takes 0 to 0.5"),
-        ({"max_length": 4}, "max_length is 4; it takes 8 to"),
+        ({"held_out": 0.9}, "config.prepare.held_out is 0.9; it takes at most 0.5"),
+        ({"max_length": 4}, "config.text.max_length is 4; examples take at least 8"),
         ({"separation": "pages"}, "separation is 'pages'; it takes one of blank_lines, files"),
     ],
 )

@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from keras_bert_app.config import PrepareConfig
 from keras_bert_app.data.rows import opened
 from keras_bert_app.errors import UserError
-
-SEPARATIONS = ("blank_lines", "files")
-SENTENCE_RULES = ("split", "lines")
-DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20
 
 _PIECE_BYTES = 64 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -68,9 +65,9 @@ def input_files(patterns: Sequence[str]) -> list[Path]:
 def read_documents(
     files: Sequence[Path],
     skipped: Skipped,
-    separation: str = "blank_lines",
-    text_key: str = "text",
-    max_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
+    separation: str = PrepareConfig.separation,
+    text_key: str = PrepareConfig.text_key,
+    max_bytes: int = PrepareConfig.max_document_bytes,
 ) -> Iterator[bytes]:
     r"""Stream the documents of files, in order: UTF-8 without NUL, ended by \n, never empty.
 

@@ -83,8 +83,8 @@ def _sha256(path: Path) -> str:
 class ExampleStore:
     """The examples of one split of a prepared folder, by number; opened files are mapped, not read.
 
-    Has what `batches.Batches` asks of examples: len, lengths and batch. Only lengths and offsets are held in
-    memory, 20 bytes an example.
+    Has what training asks of examples: len, lengths, targets and batch. Only lengths, labels, weights and
+    offsets are held in memory, some 30 bytes an example.
 
     Raises:
         UserError: the folder wasn't prepared to the end, has no such split, or lacks a file of it.
@@ -143,6 +143,17 @@ class ExampleStore:
         """Tokens of each example, int64 [N]."""
         return np.concatenate([index["tokens"] for index in self._indexes]).astype(np.int64)
 
+    @cached_property
+    def targets(self) -> dict[str, np.ndarray]:
+        """next_sentence_label int32 [N], for pairs, and weight float32 [N], 1 for each."""
+        labels = np.concatenate([index["label"] for index in self._indexes])
+        pairs = {features.NEXT_SENTENCE_LABEL: labels} if self._pairs else {}
+        return pairs | {features.WEIGHT: np.ones(len(self), "float32")}
+
+    @property
+    def _pairs(self) -> bool:
+        return self.manifest["options"]["objective"] != "none"
+
     def records(self, rows: Sequence[int]) -> list[bytes]:
         """The serialised tf.train.Examples of these numbers."""
         result = []
@@ -157,14 +168,14 @@ class ExampleStore:
         """token_ids, segment_ids, ragged int32 [B, (T)], and for pairs next_sentence_label, int32 [B]."""
         names = (features.TOKEN_IDS, features.SEGMENT_IDS)
         wanted = {name: tf.io.RaggedFeature(tf.int64) for name in names}
-        if self.manifest["options"]["objective"] != "none":
+        if self._pairs:
             wanted[features.NEXT_SENTENCE_LABEL] = tf.io.FixedLenFeature([], tf.int64)
         parsed = tf.io.parse_example(tf.constant(self.records(rows), tf.string), wanted)
         return {name: tf.cast(value, tf.int32) for name, value in parsed.items()}
 
     def batch(self, rows: Sequence[int]) -> dict[str, tf.Tensor]:
-        """The encoder's inputs [B, S], S the longest of these rows, and next_sentence_label [B]."""
-        values = self.read(rows)
+        """The encoder's inputs [B, S], S the longest of these rows, and the targets [B]."""
+        values = self.read(rows) | {features.WEIGHT: tf.constant(self.targets[features.WEIGHT][rows])}
         lengths = values[features.TOKEN_IDS].row_lengths()
         return {
             features.TOKEN_IDS: values.pop(features.TOKEN_IDS).to_tensor(self.manifest["pad_id"]),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from keras_bert_app.data.tokenized import TokenizedDocuments
 
-OBJECTIVES = ("nsp", "sop", "none")
 FOLLOWS, DIFFERS, NO_LABEL = 0, 1, -1
 _SHORTEST_TARGET = 2
 

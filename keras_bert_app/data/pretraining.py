@@ -14,18 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_bert_app.config import PrepareConfig, check
 from keras_bert_app.data import tokenized
-from keras_bert_app.data.documents import (
-    DEFAULT_MAX_DOCUMENT_BYTES,
-    SENTENCE_RULES,
-    SEPARATIONS,
-    Skipped,
-    input_files,
-    read_documents,
-)
-from keras_bert_app.data.duplicates import DEFAULT_THRESHOLD, find_duplicates
+from keras_bert_app.data.documents import Skipped, input_files, read_documents
+from keras_bert_app.data.duplicates import find_duplicates
 from keras_bert_app.data.examples_store import MANIFEST, describe, write_records
-from keras_bert_app.data.pairs import OBJECTIVES, document_examples
+from keras_bert_app.data.pairs import document_examples
 from keras_bert_app.data.tokenized import ChunkTokenizer, TokenizedDocuments, document_digest
 from keras_bert_app.data.workers import Workers
 from keras_bert_app.errors import UserError
@@ -37,47 +31,29 @@ from keras_bert_app.text.vocabulary import CLASSIFY, PAD, SEPARATE, Vocabulary
 _FORMAT = 1
 _CHUNK_BYTES = 4 * 2**20
 _SHARD_TOKENS = 8 * 2**20
+_LEAST_LENGTH = 8
 TRAIN, HELD_OUT = "train", "held_out"
 
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """How documents become examples. Raises UserError for a value out of range, naming the key.
+class PrepareOptions(PrepareConfig):
+    """How documents become examples: the config's section, and what of the config's other keys counts.
 
-    near_duplicates: documents whose token 5-grams agree by so much with an earlier one's are dropped; 1 keeps
-    them. Exact duplicates always go. held_out: the share of documents set apart.
+    Raises:
+        UserError: a value out of range; names the key.
     """
 
     max_length: int = 128
-    objective: str = "nsp"
-    short_fraction: float = 0.1
     seed: int = 0
-    held_out: float = 0.01
-    separation: str = "blank_lines"
-    sentences: str = "split"
-    text_key: str = "text"
-    near_duplicates: float = DEFAULT_THRESHOLD
-    max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES
-    memory_bytes: int = 2**30
 
     def __post_init__(self):
-        for name, values in (
-            ("objective", OBJECTIVES), ("separation", SEPARATIONS), ("sentences", SENTENCE_RULES)
-        ):  # fmt: skip
-            if getattr(self, name) not in values:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it takes one of {', '.join(values)}")
-        for name, least, most in (
-            ("max_length", 8, 2**20),
-            ("short_fraction", 0, 1),
-            ("held_out", 0, 0.5),
-            ("near_duplicates", 0.5, 1),
-            ("max_document_bytes", 1, 2**31),
-            ("memory_bytes", 2**20, 2**50),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"{name} is {getattr(self, name)}; it takes {least} to {most}")
+        check(self, "config.prepare")
+        if self.max_length < _LEAST_LENGTH:
+            raise UserError(
+                f"config.text.max_length is {self.max_length}; examples take at least {_LEAST_LENGTH}"
+            )
 
 
 def prepare_examples(

@@ -14,6 +14,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.text.packing import TextPacker, check_rank
+from keras_bert_app.text.vocabulary import Vocabulary
 
 
 class ClassificationTask:
@@ -97,6 +98,9 @@ class ClassificationTask:
             len(self.labels), encoder.dropout, encoder.initializer_range, dtype=precision, name="head"
         )
         return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
+
+    def preparation(self, config: Config, vocabulary: Vocabulary) -> None:
+        """What is done to batches before the model sees them: nothing."""
 
     def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
         """Name -> (cross entropy [B] in nats, weights [B]); averaged over the global batch's weights."""

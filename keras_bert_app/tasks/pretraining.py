@@ -8,10 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_app import features
-from keras_bert_app.config import EncoderConfig, to_dict
+from keras_bert_app.config import Config, EncoderConfig, to_dict
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
 from keras_bert_app.model.heads import MaskedLanguageModelHead
+from keras_bert_app.text.masking import TokenMasker
+from keras_bert_app.text.vocabulary import Vocabulary
 
 PAIR_OBJECTIVES = ("nsp", "sop", "none")
 
@@ -31,6 +33,10 @@ class PretrainingTask:
     """
 
     name = "pretraining"
+    # Those that may choose the checkpoint: higher is better.
+    selection_metrics = ("mlm_log_likelihood", "mlm_accuracy")
+    # It has no question that a text alone could be asked.
+    text_inputs = ()
 
     def __init__(self, pair_objective: str = "nsp"):
         if pair_objective not in PAIR_OBJECTIVES:
@@ -79,6 +85,14 @@ class PretrainingTask:
             outputs[features.PAIR_LOGITS] = pair_head(encoded[features.POOLED])
         return keras.Model(inputs, outputs, name=self.name)
 
+    def preparation(self, config: Config, vocabulary: Vocabulary) -> TokenMasker:
+        """What is done to batches before the model sees them: tokens are hidden.
+
+        Raises:
+            UserError: an impossible setting.
+        """
+        return TokenMasker(vocabulary, **to_dict(config.masking))
+
     def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
         """Name -> (cross entropy in nats, weights), [B, P] for masked tokens, [B] for pairs.
 
@@ -119,8 +133,8 @@ class PretrainingTask:
 
         Returns:
             `num_examples` and `num_masked`; `mlm_loss` in nats, averaged over masked tokens, `perplexity`,
-            its exponential, and `mlm_accuracy`; with pairs the loss and accuracy under the objective's name;
-            `loss`, the sum of the losses. Means over nothing are 0.
+            its exponential, `mlm_log_likelihood`, its negative, and `mlm_accuracy`; with pairs the loss and
+            accuracy under the objective's name; `loss`, the sum of the losses. Means over nothing are 0.
         """
         weights = np.asarray(targets[features.WEIGHT], "float64")
         counts = {
@@ -144,6 +158,7 @@ class PretrainingTask:
             "num_masked": round(counts["mlm"]),
             "loss": sum(value for name, value in means.items() if name.endswith("_loss")),
             "perplexity": float(np.exp(means["mlm_loss"])),
+            "mlm_log_likelihood": -means["mlm_loss"],
         } | means
 
     @staticmethod

@@ -41,8 +41,8 @@ class State:
 class Trainer:
     """One model in training.
 
-    `optimizer` has been built for the model's variables, both in the strategy's scope. `prepare` is what step.py
-    says, such as a TokenMasker.
+    `optimizer` has been built for the model's variables, both in the strategy's scope. `prepare` is what
+    step.py says, such as a TokenMasker.
     """
 
     strategy: tf.distribute.Strategy
@@ -86,7 +86,8 @@ class Trainer:
                     raise UserError(self._not_finite(state))
                 state.step += 1
                 shown = {name: float(value) for name, value in scalars.items()}
-                progress.advance(len(batch[next(iter(self.task.targets_dtypes))]), {"loss": shown["loss"]})
+                seen = {name: shown[name] for name in shown if name == "loss" or name.endswith("_accuracy")}
+                progress.advance(len(batch[next(iter(self.task.targets_dtypes))]), seen)
                 if state.step % log_every == 0:
                     rate = float(self.optimizer.learning_rate.numpy())
                     self._record(state, writer, shown | {"learning_rate": rate})
@@ -111,14 +112,15 @@ class Trainer:
         metrics = self.task.metrics(outputs, evaluation.targets)
         scalars = {f"evaluation/{name}": value for name, value in metrics.items() if isinstance(value, float)}
         self._record(state, writer, scalars)
-        value = metrics[self.train.metric]
+        metric = self.train.metric or self.task.selection_metrics[0]
+        value = metrics[metric]
         if state.best_value is None or value > state.best_value:
             state.best_step, state.best_value, state.evaluations_without_better = state.step, value, 0
         else:
             state.evaluations_without_better += 1
             state.stopped_early = state.evaluations_without_better == self.train.patience
         say(
-            f"evaluation at step {state.step}: {self.train.metric} {value:.4f}"
+            f"evaluation at step {state.step}: {metric} {value:.4f}"
             + (", the best so far" if state.best_step == state.step else f" (best {state.best_value:.4f})")
             + (
                 f"; no better one in {self.train.patience} evaluations, stopping"

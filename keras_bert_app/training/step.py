@@ -75,7 +75,7 @@ def make_predict_step(
     task: Any,
     prepare: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]] | None = None,
 ):
-    """-> predict(batch: the global batch) -> {name: list of a tensor [b, ...] a replica}, the task's predictions.
+    """-> predict(the global batch) -> the task's predictions, {name: list of a tensor [b, ...] a replica}.
 
     Args:
         prepare: as in `make_train_step`, but with a seed that depends on the batch's token ids alone.
