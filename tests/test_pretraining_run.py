@@ -39,7 +39,7 @@ def get_config():
     config.prepare.held_out = 0.2
     config.masking.unit = "word"
     config.encoder.update({{"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "intermediate_dim": 32}})
-    config.encoder.dropout = config.encoder.attention_dropout = 0.0
+    config.encoder.update({{"dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2}})
     config.encoder.max_positions = 32
     config.train.update({{"batch_size": 16, "epochs": 8, "learning_rate": 1e-2, "keep_checkpoints": 9}})
     return config
@@ -103,7 +103,7 @@ def test_the_three_verbs_end_with_an_encoder_that_has_learned(folder):
     assert {"mlm_accuracy", "nsp_loss", "nsp_accuracy"} < metrics.keys()
     # What one could say without looking: a seventh of the tokens are full stops, the others equally likely.
     unigram_entropy = np.log(7) / 7 + np.log(len(WORDS) * 7 / 6) * 6 / 7
-    assert metrics["mlm_loss"] < unigram_entropy - 0.5
+    assert metrics["mlm_loss"] < unigram_entropy - 0.8
     keras.saving.load_model(folder / "run" / "model.keras")
 
 
