@@ -94,7 +94,7 @@ def test_examples_without_pairs_have_no_label(tmp_path):
     files = [describe(tmp_path / "a.tfrecord")]
     manifest = {"options": {"objective": "none"}, "pad_id": 0, "splits": {"train": {"files": files}}}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
-    assert set(ExampleStore(tmp_path).batch([0])) == set(features.ENCODER_INPUTS)
+    assert set(ExampleStore(tmp_path).batch([0])) == {*features.ENCODER_INPUTS, features.WEIGHT}
 
 
 def test_a_failure_leaves_neither_records_nor_index(tmp_path):

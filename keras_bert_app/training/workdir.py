@@ -131,7 +131,7 @@ class ModelDescription:
             UserError: a file is missing, or the vocabulary isn't the one that the model was made with.
         """
         content = read_json(
-            workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` makes one"
+            workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` or `pretrain` makes one"
         )
         vocabulary = Vocabulary.load(workdir / "vocab.txt")
         if vocabulary.sha256 != content["tokenizer"]["vocabulary_sha256"]:
