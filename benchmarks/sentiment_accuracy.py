@@ -7,12 +7,17 @@ Runs configs/sentiment.py with both, seed by seed, and appends a line of JSON fo
 file has is not repeated. Then prints mean and standard error of each, and the difference in standard errors.
 """
 
+import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+# Before TensorFlow: see tests/conftest.py.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 from absl import app, flags
 

@@ -2,7 +2,8 @@
 
     python run.py finetune --config=configs/sentiment.py --workdir=runs/sentiment
 
-Hardware and time: not yet measured. Result: not yet measured.
+On 2 cores of a server processor with AVX512, training takes 4 min 24 s. Test accuracy 0.8381 with seed 0;
+over 5 seeds in bfloat16 0.8290, standard error 0.0015 (docs/measurements.md).
 """
 
 from configs import classification

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.training import checkpoints, finetuning, pretraining
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.loop import predict_examples
+from keras_bert_app.training.progress import say
 from keras_bert_app.training.step import make_predict_step
 from keras_bert_app.training.strategy import make_strategy
 
@@ -71,7 +73,7 @@ def evaluate_test(workdir: Path) -> str:
     records = finetuning.load_splits(predictor.config).test
     name = predictor.config.data.test or f"held out of {predictor.config.data.train} by hash"
     if not records:
-        return f"no test metrics: {name} there are no examples"
+        return f"no test metrics: there are no examples {name}"
     return _evaluate_records(predictor, records, name, workdir)
 
 
@@ -98,12 +100,13 @@ def predict_file(workdir: Path, path: Path, output: Path) -> int:
     predictor = Predictor(workdir)
     predictor.description.check_texts(workdir)
     rows = read_texts(path, predictor.task.columns(predictor.config.data, labelled=False))
-    count = 0
+    count, started = 0, time.monotonic()
     with atomic_file(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for part in _parts(rows, _TEXTS_AT_ONCE):
             for answer in predictor.answers(part):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             count += len(part)
+            say(f"predict: {count} texts, {count / (time.monotonic() - started):.0f} texts/s")
     return count
 
 

@@ -1,10 +1,15 @@
 """What holds for every test: quiet TensorFlow, repeatable kernels, no network for Hugging Face."""
 
+import contextlib
 import csv
 import os
 from pathlib import Path
 
 import pytest
+
+# PyTorch's GPU builds bring triton, which crashes if TensorFlow's LLVM is loaded before it.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"

@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from keras_bert_app.errors import UserError
 from keras_bert_app.training import checkpoints
@@ -39,7 +40,10 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert checkpoints.steps(tmp_path) == [5]
 
 
-def test_a_full_disk_leaves_no_checkpoint_and_no_temporary_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_a_full_disk_leaves_no_checkpoint_and_no_temporary_folder(tmp_path, monkeypatch, error):
     model, optimizer = _model()
     checkpoints.save(tmp_path, 1, model, optimizer, {})
     save_file, calls = checkpoints.save_file, []
@@ -48,11 +52,11 @@ def test_a_full_disk_leaves_no_checkpoint_and_no_temporary_folder(tmp_path, monk
         calls.append(path)
         if len(calls) == 2:
             path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         save_file(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_file", full_at_the_second_file)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"step-00000002: can't write the checkpoint: .*No space left"):
         checkpoints.save(tmp_path, 2, model, optimizer, {})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert checkpoints.steps(tmp_path) == [1]

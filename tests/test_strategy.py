@@ -49,5 +49,5 @@ def test_more_gpus_than_there_are_is_refused(monkeypatch):
 
 def test_cpu_replicas_after_the_start_of_tensorflow_are_refused():
     tf.constant(0) + 1
-    with pytest.raises(UserError, match="7 logical CPU devices were asked for after TensorFlow had started"):
+    with pytest.raises(UserError, match="7 logical CPU devices were asked for after TensorFlow started"):
         make_strategy(TrainConfig(strategy="mirrored", num_devices=7))

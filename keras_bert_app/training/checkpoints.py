@@ -40,14 +40,23 @@ def steps(workdir: Path) -> list[int]:
 def save(
     workdir: Path, step: int, model: keras.Model, optimizer: keras.optimizers.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write the checkpoint of a step; one that is there already stays."""
+    """Write the checkpoint of a step; one that is there already stays.
+
+    Raises:
+        UserError: it can't be written; nothing of it stays.
+    """
     path = folder_of(workdir, step)
     if path.exists():
         return
-    with atomic_directory(path) as temporary:
-        save_file(values_by_path(model.weights), temporary / MODEL)
-        save_file(values_by_path(optimizer.variables), temporary / OPTIMIZER)
-        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    try:
+        with atomic_directory(path) as temporary:
+            save_file(values_by_path(model.weights), temporary / MODEL)
+            save_file(values_by_path(optimizer.variables), temporary / OPTIMIZER)
+            (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: can't write the checkpoint: {error}; the same command goes on from the one before"
+        ) from error
 
 
 def read_state(workdir: Path, step: int) -> dict[str, Any]:
