@@ -1,4 +1,4 @@
-"""Train, evaluate, export, verify, serve and query BERT classifiers.
+"""Pretrain, fine-tune, evaluate, export, verify, serve and query BERT classifiers.
 
 python run.py VERB --flag=value ...        python run.py VERB --help
 """
@@ -18,6 +18,30 @@ from keras_bert_app import config as configuration
 from keras_bert_app.errors import UserError
 
 FLAGS = flags.FLAGS
+
+
+def vocab():
+    """Learn a vocabulary from the documents of --input: text with blank lines between them, or .jsonl."""
+    from keras_bert_app.training import pretraining
+
+    print(pretraining.learn(FLAGS.input, Path(FLAGS.output), FLAGS.vocab_size, FLAGS.lower_case))
+
+
+def prepare():
+    """Turn the documents of --input into examples for pretraining; goes on where one was interrupted."""
+    from keras_bert_app.training import pretraining
+
+    config = configuration.freeze(FLAGS.config)
+    print(pretraining.prepare(config, FLAGS.input, Path(FLAGS.output), FLAGS.num_workers or _num_cores()))
+
+
+def pretrain():
+    """Pretrain an encoder in a workdir, or go on where one was interrupted; then evaluate it."""
+    from keras_bert_app import evaluation
+    from keras_bert_app.training import pretraining
+
+    pretraining.pretrain(configuration.freeze(FLAGS.config), Path(FLAGS.workdir))
+    print(evaluation.evaluate_test(Path(FLAGS.workdir)))
 
 
 def finetune():
@@ -91,8 +115,19 @@ def _string(name, help, default=None):
     return name, lambda _: flags.DEFINE_string(name, default, help, flag_values=FLAGS), help, default
 
 
-def _port(_):
-    flags.DEFINE_integer("port", 8500, "gRPC port", lower_bound=0, upper_bound=65535, flag_values=FLAGS)
+def _whole_number(name, help, default=None, least=0, most=None):
+    def define(_):
+        flags.DEFINE_integer(name, default, help, least, most, flag_values=FLAGS)
+
+    return name, define, help, default
+
+
+def _lower_case(_):
+    flags.DEFINE_bool("lower_case", True, "lower-case and strip accents", flag_values=FLAGS)
+
+
+def _num_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _config_file(arguments):
@@ -110,18 +145,26 @@ CONFIG = (
     None,
 )
 WORKDIR = _string("workdir", "the run's folder")
-INPUT = _string("input", "file to read")
-OUTPUT = _string("output", "file (predict) or folder (evaluate) to write")
+INPUT = _string(
+    "input", "file to read; for vocab and prepare also a folder, or a pattern such as 'corpus/*.txt'"
+)
+OUTPUT = _string("output", "file (vocab, predict) or folder (prepare, evaluate) to write")
+VOCAB_SIZE = _whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
+LOWER_CASE = ("lower_case", _lower_case, "lower-case and strip accents; --nolower_case doesn't", True)
+NUM_WORKERS = _whole_number("num_workers", "processes; if not given, one a core", least=1)
 EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")
 MODEL = _string("model", "name of the model at the server; for serve: the name of the folder if not given")
 TARGET = _string("target", "the server's address", "localhost:8500")
 HOST = _string("host", "address that the embedded server listens on", "127.0.0.1")
-PORT = ("port", _port, "gRPC port", 8500)
+PORT = _whole_number("port", "gRPC port", 8500, most=65535)
 
 CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), changed"
 
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
+    "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, LOWER_CASE), ("input", "output")),
+    "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS), ("config", "input", "output")),
+    "pretrain": (pretrain, (CONFIG, WORKDIR), ("config", "workdir")),
     "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
     "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),
     "predict": (predict, (WORKDIR, INPUT, OUTPUT), ("workdir", "input", "output")),

@@ -23,9 +23,11 @@ def _key(
     one_of: Sequence[str] = (),
     least: float | None = None,
     below: float | None = None,
+    most: float | None = None,
 ):
     """A key with its default, its meaning, and what values are possible."""
-    return field(default=default, metadata={"help": help, "one_of": one_of, "least": least, "below": below})
+    possible = {"one_of": one_of, "least": least, "below": below, "most": most}
+    return field(default=default, metadata={"help": help} | possible)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class TaskConfig:
 class DataConfig:
     """Where text and labels come from: paths (.csv, .tsv, .jsonl, a folder per class) or packaged names."""
 
-    train: str | None = _key(None, "trained on")
+    train: str | None = _key(None, "trained on; for pretraining the folder that `run.py prepare` wrote")
     evaluation: str | None = _key(None, "chooses the checkpoint; None: held out of train by hash")
     test: str | None = _key(None, "reported, never chosen on; None: held out of train by hash")
     evaluation_fraction: float = _key(
@@ -104,6 +106,46 @@ class DataConfig:
     label_column: str = _key("label", "column of the label")
     group_column: str | None = _key(None, "column whose equal values stay in one split")
     skip_bad_rows: bool = _key(False, "skip and count malformed rows instead of refusing the file")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How documents become examples for pretraining (`run.py prepare`)."""
+
+    objective: str = _key(
+        "nsp",
+        "what is asked of two texts: whether the second follows the first, their order, or nothing",
+        one_of=("nsp", "sop", "none"),
+    )
+    short_fraction: float = _key(0.1, "of examples made shorter than max_length on purpose", least=0, most=1)
+    held_out: float = _key(
+        0.01, "share of documents set apart, on which pretraining is evaluated", least=0, most=0.5
+    )
+    separation: str = _key(
+        "blank_lines", "what sets documents of plain text apart", one_of=("blank_lines", "files")
+    )
+    sentences: str = _key("split", "split at full stops, or one a line", one_of=("split", "lines"))
+    text_key: str = _key("text", "key of the text in .jsonl")
+    near_duplicates: float = _key(
+        0.8,
+        "documents whose token 5-grams agree by so much with an earlier one's are dropped; 1 keeps them",
+        least=0.5,
+        most=1,
+    )
+    max_document_bytes: int = _key(
+        16 * 2**20, "longer documents are skipped and counted", least=1, most=2**31
+    )
+    memory_bytes: int = _key(2**30, "held at most while duplicates are sought", least=2**20, most=2**50)
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Which tokens pretraining hides; see text/masking.py."""
+
+    unit: str = _key("token", "what is hidden whole", one_of=("token", "word", "ngram"))
+    rate: float = _key(0.15, "share of the tokens that can be hidden", least=0, below=1)
+    max_ngram: int = _key(3, "words of the longest n-gram", least=1)
+    max_predictions: int | None = _key(None, "hidden tokens a row at most; None: no limit", least=1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +168,9 @@ class TrainConfig:
     weight_decay: float = _key(0.01, "decoupled (AdamW); biases and layer normalisation excluded", least=0)
     clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=1e-6)
     group_by_length: bool = _key(True, "batches of similar lengths, in random order")
-    metric: str = _key("accuracy", "evaluation metric that chooses the checkpoint; higher is better")
+    metric: str | None = _key(
+        None, "evaluation metric that chooses the checkpoint, higher is better; None: the task's first"
+    )
     patience: int | None = _key(None, "stop after so many evaluations without a better metric", least=1)
     evaluate_every: int | None = _key(None, "updates between evaluations; None: every epoch", least=1)
     checkpoint_every: int | None = _key(
@@ -149,6 +193,8 @@ class Config:
     encoder: EncoderConfig = EncoderConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    masking: MaskingConfig = MaskingConfig()
     train: TrainConfig = TrainConfig()
 
 
@@ -204,6 +250,18 @@ def freeze(values: Mapping[str, Any]) -> Config:
     config = _freeze(Config, values.to_dict() if hasattr(values, "to_dict") else values, "config")
     _check_heads(config.encoder)
     return config
+
+
+def check(section: Any, path: str) -> None:
+    """Refuse a section made by hand as `freeze` would.
+
+    Raises:
+        UserError: wrong type or impossible value; the message names the key below `path`.
+    """
+    hints = typing.get_type_hints(type(section))
+    for key in dataclasses.fields(section):
+        if key.metadata:
+            _checked(f"{path}.{key.name}", getattr(section, key.name), hints[key.name], key.metadata)
 
 
 def documented_keys(section: type = Config, path: str = "") -> list[tuple[str, Any, str]]:
@@ -309,11 +367,13 @@ def _checked(where: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> 
         raise UserError(f"{where} is {value!r}; it takes one of {', '.join(metadata['one_of'])}{hint}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{where} is {value}; it takes a finite number ({metadata['help']})")
-    least, below = metadata["least"], metadata["below"]
+    least, below, most = metadata["least"], metadata["below"], metadata["most"]
     if least is not None and not value >= least:
         raise UserError(f"{where} is {value}; it takes at least {least}")
     if below is not None and not value < below:
         raise UserError(f"{where} is {value}; it takes less than {below}")
+    if most is not None and not value <= most:
+        raise UserError(f"{where} is {value}; it takes at most {most}")
     return value
 
 

@@ -13,9 +13,12 @@ from keras_bert_app import report
 from keras_bert_app.config import TrainConfig
 from keras_bert_app.data import sources
 from keras_bert_app.data.batches import Examples, pack_texts
+from keras_bert_app.data.examples_store import ExampleStore
+from keras_bert_app.data.pretraining import HELD_OUT
 from keras_bert_app.data.readers import Record, read_texts
 from keras_bert_app.files import atomic_file
-from keras_bert_app.training import checkpoints, finetuning
+from keras_bert_app.tasks.pretraining import PretrainingTask
+from keras_bert_app.training import checkpoints, finetuning, pretraining
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.loop import predict_examples
 from keras_bert_app.training.progress import say
@@ -41,7 +44,8 @@ class Predictor:
         )
         self.task, self.packer = self.description.task, self.description.packer()
         self._strategy = make_strategy(TrainConfig())
-        self._predict = make_predict_step(self._strategy, self.model, self.task)
+        prepare = self.task.preparation(self.config, self.description.vocabulary)
+        self._predict = make_predict_step(self._strategy, self.model, self.task, prepare)
 
     def outputs(self, examples: Examples, stage: str | None = None) -> dict[str, np.ndarray]:
         """Model outputs {name: float [N, ...]}; progress is shown where `stage` names one."""
@@ -58,14 +62,19 @@ class Predictor:
 def evaluate_test(workdir: Path) -> str:
     """Metrics and report on the run's test set, written into `workdir`; returns a summary.
 
-    A run without test examples gets no metrics; the summary says so.
+    A run without test examples gets no metrics; the summary says so. A pretraining run is evaluated on the
+    examples that its own evaluation used: those of documents held out.
     """
     predictor = Predictor(workdir)
+    if predictor.task.name == PretrainingTask.name:
+        examples = pretraining.load_examples(predictor.config, HELD_OUT)
+        pretraining.check_examples(predictor.config, examples, predictor.description)
+        return _evaluate(predictor, examples, f"held out of {predictor.config.data.train}", workdir)
     records = finetuning.load_splits(predictor.config).test
     name = predictor.config.data.test or f"held out of {predictor.config.data.train} by hash"
     if not records:
         return f"no test metrics: there are no examples {name}"
-    return _evaluate(predictor, records, name, workdir)
+    return _evaluate_records(predictor, records, name, workdir)
 
 
 def evaluate_file(workdir: Path, path: str, output: Path | None = None) -> str:
@@ -75,10 +84,11 @@ def evaluate_file(workdir: Path, path: str, output: Path | None = None) -> str:
         output: a folder; None: `evaluations/<name of the file>` in the workdir.
     """
     predictor = Predictor(workdir)
+    predictor.description.check_texts(workdir)
     data = predictor.config.data
     records, skipped = sources.load(path, predictor.task.columns(data), data.skip_bad_rows)
     name = path + (f", {skipped} malformed rows skipped" if skipped else "")
-    return _evaluate(predictor, records, name, output or workdir / "evaluations" / Path(path).name)
+    return _evaluate_records(predictor, records, name, output or workdir / "evaluations" / Path(path).name)
 
 
 def predict_file(workdir: Path, path: Path, output: Path) -> int:
@@ -88,6 +98,7 @@ def predict_file(workdir: Path, path: Path, output: Path) -> int:
         UserError: the file can't be read, or has a malformed row.
     """
     predictor = Predictor(workdir)
+    predictor.description.check_texts(workdir)
     rows = read_texts(path, predictor.task.columns(predictor.config.data, labelled=False))
     count, started = 0, time.monotonic()
     with atomic_file(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
@@ -99,9 +110,19 @@ def predict_file(workdir: Path, path: Path, output: Path) -> int:
     return count
 
 
-def _evaluate(predictor: Predictor, records: Sequence[Record], data_name: str, output: Path) -> str:
+def _evaluate_records(predictor: Predictor, records: Sequence[Record], data_name: str, output: Path) -> str:
+    examples = finetuning.make_examples(predictor.packer, predictor.task, records)
+    return _evaluate(predictor, examples, data_name, output, records)
+
+
+def _evaluate(
+    predictor: Predictor,
+    examples: Examples | ExampleStore,
+    data_name: str,
+    output: Path,
+    records: Sequence[Record] = (),
+) -> str:
     task = predictor.task
-    examples = finetuning.make_examples(predictor.packer, task, records)
     outputs = predictor.outputs(examples, "evaluate")
     metrics = task.metrics(outputs, examples.targets)
     facts = {
@@ -112,7 +133,7 @@ def _evaluate(predictor: Predictor, records: Sequence[Record], data_name: str, o
     }
     newest = checkpoints.steps(predictor.workdir)[-1]
     history = checkpoints.read_state(predictor.workdir, newest)["history"]
-    mistakes = task.worst_mistakes(records, outputs, examples.targets)
+    mistakes = task.worst_mistakes(records, outputs, examples.targets) if records else []
     report.write_report(output, f"Evaluation of {predictor.workdir.name}", metrics, mistakes, facts, history)
     return f"{report.format_metrics(metrics)}\n\nreport: {output / report.REPORT_FILE}"
 

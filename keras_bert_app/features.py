@@ -24,14 +24,23 @@ ENCODER_INPUTS = {TOKEN_IDS: "int32", SEGMENT_IDS: "int32", PADDING_MASK: "bool"
 
 # What a batch has beside them.
 WEIGHT = "weight"  # float32 [B]; 0 for rows that only fill up a batch
+NEXT_SENTENCE_LABEL = "next_sentence_label"  # int32 [B]; 0 where the second text follows the first, else 1
+
+# What masking adds to a batch; padded with 0.
+MASKED_POSITIONS = "masked_positions"  # int32 [B, P]; a model's input too
+MASKED_IDS = "masked_ids"  # int32 [B, P]; what stood there
+MASKED_WEIGHTS = "masked_weights"  # float32 [B, P]; 1 for a masked token, 0 for padding
 
 # What the encoder gives.
 SEQUENCE = "sequence"  # float [B, S, H]
 POOLED = "pooled"  # float [B, H]
 HIDDEN_STATES = "hidden_states"  # L + 1 times float [B, S, H], embeddings first
 ATTENTION_WEIGHTS = "attention_weights"  # L times float [B, N, S, S]
+TOKEN_EMBEDDINGS = "token_embeddings"  # float [V, H]; the weights, for a decoder tied to them
 
 # What heads and signatures give.
 LOGITS = "logits"  # float32 [B, C]
+MASKED_LOGITS = "masked_logits"  # float32 [B, P, V]
+PAIR_LOGITS = "pair_logits"  # float32 [B, 2]; see NEXT_SENTENCE_LABEL
 PROBABILITIES = "probabilities"  # float32 [B, C]
 SCORE = "score"  # float32 [B]; the probability of the label given

@@ -26,6 +26,25 @@ MAX_CLASSES_IN_TERMINAL = 20
 MAX_CLASSES_WITH_NUMBERS = 12  # a wider confusion matrix is drawn as a picture
 MAX_CONFUSIONS = 10
 
+# Metrics of the summary, in this order, and what they are called there.
+_SHOWN = {
+    "num_examples": "examples",
+    "num_masked": "masked tokens",
+    "loss": "loss",
+    "mlm_loss": "MLM loss",
+    "perplexity": "perplexity",
+    "mlm_accuracy": "MLM accuracy",
+    "nsp_loss": "NSP loss",
+    "nsp_accuracy": "NSP accuracy",
+    "sop_loss": "SOP loss",
+    "sop_accuracy": "SOP accuracy",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "mcc": "MCC",
+    "expected_calibration_error": "calibration error",
+}
+
 # Both colours are legible on white and on near-black; INK becomes the colour of the page's text.
 RIGHT, WRONG, INK = "#3b82c4", "#e0803a", "#010203"
 
@@ -34,20 +53,17 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """What `classification_metrics` returns as text for a terminal; up to 20 classes are listed."""
-    low, high = metrics["accuracy_interval"]
-    rows = [
-        ("examples", f"{metrics['num_examples']:,}"),
-        ("loss", f"{metrics['loss']:.4f}"),
-        ("accuracy", f"{metrics['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f})"),
-        ("macro F1", f"{metrics['macro_f1']:.4f}"),
-        ("micro F1", f"{metrics['micro_f1']:.4f}"),
-        ("MCC", f"{metrics['mcc']:.4f}"),
-        ("calibration error", f"{metrics['expected_calibration_error']:.4f}"),
-    ]
-    lines = [f"{name:<18} {value}" for name, value in rows]
-    per_class = metrics["per_class"]
-    if len(per_class) <= MAX_CLASSES_IN_TERMINAL:
+    """A task's metrics as text for a terminal: those in _SHOWN, and up to 20 classes."""
+    lines = []
+    for key, name in _SHOWN.items():
+        if key in metrics:
+            value = metrics[key]
+            lines.append(f"{name:<18} " + (f"{value:,}" if isinstance(value, int) else f"{value:.4f}"))
+        if key == "accuracy" and "accuracy_interval" in metrics:
+            low, high = metrics["accuracy_interval"]
+            lines[-1] += f"  (95 % interval {low:.4f} to {high:.4f})"
+    per_class = metrics.get("per_class", ())
+    if 0 < len(per_class) <= MAX_CLASSES_IN_TERMINAL:
         names = [shortened(" ".join(_printable(row["label"]).split()), 40) for row in per_class]
         width = max(len("class"), *map(len, names))
         lines += ["", f"{'class':<{width}}  precision  recall      F1  examples"]

@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_evaluated_is_refused_with_its_line(tmp_path, tiny
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no run's folder; `run.py finetune` makes one"):
+    with pytest.raises(UserError, match="is no run's folder; `run.py finetune` or `pretrain` makes one"):
         evaluation.Predictor(tmp_path)
 
 

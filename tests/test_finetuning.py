@@ -17,7 +17,7 @@ from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.vocabulary import Vocabulary
-from keras_bert_app.training import checkpoints, finetuning, workdir
+from keras_bert_app.training import assembly, checkpoints, finetuning, workdir
 
 _PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very", "the", "is"]
 
@@ -117,10 +117,10 @@ def test_a_run_ends_with_the_best_checkpoint_as_a_keras_model(config, tmp_path):
     )
 
     # The folder is weights to start another run from: the encoder comes along, the head stays fresh.
-    pretrained = finetuning.load_pretrained(str(tmp_path / "run"))
+    pretrained = assembly.load_pretrained(str(tmp_path / "run"))
     fresh = description.task.build_model(description.encoder, "float32")
     head = {weight.path: weight.numpy() for weight in fresh.weights if not weight.path.startswith("encoder/")}
-    finetuning.initialise(fresh, pretrained)
+    assembly.initialise(fresh, pretrained)
     for weight, trained in zip(fresh.weights, model.weights, strict=True):
         expected = head.get(weight.path, trained.numpy())
         np.testing.assert_array_equal(weight.numpy(), expected, err_msg=weight.path)
@@ -182,7 +182,7 @@ def test_a_part_without_examples_is_refused(config, tmp_path):
 
 def test_unknown_weights_are_refused_with_the_names_there_are(config):
     with pytest.raises(UserError, match=r"config\.init is 'nothing'.*minilm-l6"):
-        finetuning.load_pretrained("nothing")
+        assembly.load_pretrained("nothing")
 
 
 def _pretrained(tmp_path, lower_case=True, positions=32):
@@ -224,3 +224,10 @@ def test_a_metric_that_cannot_choose_a_checkpoint_is_refused(config):
 def test_a_vocabulary_larger_than_the_embedding_is_refused(config):
     with pytest.raises(UserError, match=r"vocabulary_size is 9, but .*vocab\.txt has 11 pieces"):
         finetuning.describe(_changed(config, "encoder", vocabulary_size=9), _RECORDS, None)
+
+
+def test_pretraining_is_refused_with_the_verb_that_does_it(config, tmp_path):
+    with pytest.raises(
+        UserError, match=r"config\.task\.name is pretraining; that is what `run\.py pretrain`"
+    ):
+        finetuning.finetune(_changed(config, "task", name="pretraining"), tmp_path / "run")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_bert_app.model import ClassificationHead
+from keras_bert_app.model.heads import MaskedLanguageModelHead
 
 POOLED = np.random.default_rng(0).normal(size=(4, 8))
 
@@ -41,3 +42,56 @@ def test_a_head_comes_back_from_its_configuration():
     assert again.get_config() == head.get_config()
     assert (again.num_classes, again.dropout, again.initializer_range) == (3, 0.2, 0.03)
     assert again.dtype_policy == head.dtype_policy
+
+
+def masked_head_inputs():
+    draw = np.random.default_rng(1)
+    sequence, embeddings = draw.normal(size=(3, 6, 8)), draw.normal(size=(11, 8))
+    return (
+        sequence.astype("float32"),
+        np.array([[0, 5], [3, 3], [1, 0]], "int32"),
+        embeddings.astype("float32"),
+    )
+
+
+def test_masked_logits_are_the_gathered_vectors_times_the_embeddings():
+    head, (sequence, positions, embeddings) = (
+        MaskedLanguageModelHead("relu", epsilon=1e-3),
+        masked_head_inputs(),
+    )
+    head.build(sequence.shape, positions.shape, embeddings.shape)
+    assert [tuple(weight.shape) for weight in head.weights] == [(11,), (8, 8), (8,), (8,), (8,)]
+    draw = np.random.default_rng(2)
+    for weight in head.weights:
+        weight.assign(draw.normal(size=weight.shape))
+    bias, kernel, dense_bias, gamma, beta = (np.asarray(weight) for weight in head.weights)
+    gathered = np.stack([row[places] for row, places in zip(sequence, positions, strict=True)])
+    x = np.maximum(gathered @ kernel + dense_bias, 0)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3) * gamma + beta
+    np.testing.assert_allclose(head(sequence, positions, embeddings), x @ embeddings.T + bias, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype"),
+    [("float32", "float32"), ("mixed_bfloat16", "float32"), ("bfloat16", "float32"), ("float64", "float64")],
+)
+def test_masked_logits_have_at_least_float32(policy, dtype):
+    head = MaskedLanguageModelHead(dtype=policy)
+    sequence, positions, embeddings = masked_head_inputs()
+    assert head(sequence, positions, embeddings).dtype == dtype
+    inputs = [keras.Input((None, 8)), keras.Input((None,), dtype="int32"), keras.Input(batch_shape=(11, 8))]
+    outputs = MaskedLanguageModelHead(dtype=policy)(*inputs)
+    assert outputs.dtype == dtype and outputs.shape[-1] == 11
+
+
+def test_a_masked_head_comes_back_from_its_configuration():
+    head = MaskedLanguageModelHead("gelu_new", 1e-5, 0.03, name="mine", dtype="mixed_bfloat16")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(head))
+    assert again.get_config() == head.get_config()
+    assert (again.activation, again.epsilon, again.initializer_range) == ("gelu_new", 1e-5, 0.03)
+    assert again.dtype_policy == head.dtype_policy
+
+
+def test_an_unknown_activation_of_a_masked_head_is_refused():
+    with pytest.raises(ValueError, match="activation is 'swish'; it takes one of gelu, gelu_new, relu"):
+        MaskedLanguageModelHead("swish")

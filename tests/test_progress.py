@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from keras_bert_app.training.progress import Progress, say
+from keras_bert_app.training.progress import Progress, StagesProgress, say
 
 
 @pytest.fixture
@@ -62,3 +62,25 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
 def test_a_message_is_a_line_of_its_own(capsys):
     say("going on")
     assert capsys.readouterr().err == "going on\n"
+
+
+def test_stages_without_a_terminal_get_a_line_at_start_and_end_and_now_and_then(clock, capsys):
+    with StagesProgress() as progress:
+        for done in range(5):
+            progress("tokenise", done, 4)
+            clock[0] += 6.0
+        progress("write", 1, 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["tokenise: 0 %", "tokenise: 50 %", "tokenise: 100 %", "write: 1"]
+
+
+def test_stages_on_a_terminal_have_a_bar_each(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with StagesProgress() as progress:
+        progress("tokenise", 2, 4)
+        progress("tokenise", 4, 4)
+        progress("write", 3, 0)
+    shown = terminal.getvalue()
+    assert "tokenise:  50%" in shown and "tokenise: 100%" in shown and "write: 3.00it" in shown

@@ -81,6 +81,15 @@ def test_the_terminal_summary_keeps_one_line_per_class_and_lets_no_escape_code_t
     assert len({len(line) for line in lines[-3:]}) == 1
 
 
+def test_the_terminal_summary_of_another_task_has_the_metrics_that_it_has():
+    metrics = {"perplexity": 12.5, "num_masked": 1234, "mlm_accuracy": 0.25, "unknown": 1.0}
+    assert report.format_metrics(metrics).splitlines() == [
+        "masked tokens      1,234",
+        "perplexity         12.5000",
+        "MLM accuracy       0.2500",
+    ]
+
+
 def test_metrics_json_holds_what_it_was_given(tmp_path):
     history = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": math.nan, "evaluation/loss": np.float32(0.25)}]
     content, _ = write(tmp_path, title="Titel", facts={"Data": "x.csv"}, history=history)

@@ -70,7 +70,7 @@ def test_none_takes_a_value_back(config_of):
         ([SENTIMENT, "surplus"], "finetune takes no 'surplus'; flags are written --name=value"),
         (
             ["--config=configs/sentimnet.py"],
-            "no such file; there is configs/classification.py, configs/sentiment.py",
+            "no such file; there is configs/classification.py, configs/pretrain_small.py, configs/sent",
         ),
         (["--config.train.epochs=3"], "finetune needs --config=FILE before --config.KEY=VALUE"),
         ([], "finetune needs --config; see run.py finetune --help"),
@@ -121,6 +121,7 @@ def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(config_of, tmp
         (["finetuen"], "unknown verb 'finetuen'; did you mean finetune?"),
         (["predict", "--workdir=x"], "predict needs --input, --output; see run.py predict --help"),
         (["serve", "--export_dir=x", "--port=70000"], "--port=70000"),
+        (["vocab", "--input=x", "--output=y", "--vocab_size=many"], "--vocab_size=many"),
         (["query", "--model=m"], "give the texts to ask about"),
     ],
 )
@@ -137,7 +138,7 @@ def test_the_help_of_a_verb_lists_its_flags(capsys, verb):
     shown = capsys.readouterr().out
     assert shown.startswith(f"run.py {verb}: ")
     assert all(f"--{name}" in shown for name, *_ in run.VERBS[verb][1])
-    assert ("--config.train.learning_rate=5e-05" in shown) is (verb == "finetune")
+    assert ("--config.train.learning_rate=5e-05" in shown) is (verb in ("prepare", "pretrain", "finetune"))
 
 
 def test_the_help_lists_every_verb_and_brings_no_heavy_library():

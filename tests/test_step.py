@@ -14,6 +14,9 @@ import tensorflow as tf
 from keras_bert_app import features
 from keras_bert_app.config import ENCODER_DEFAULTS, TrainConfig
 from keras_bert_app.tasks.classification import ClassificationTask
+from keras_bert_app.tasks.pretraining import PretrainingTask
+from keras_bert_app.text.masking import TokenMasker
+from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
 from keras_bert_app.training.optimization import make_optimizer
 from keras_bert_app.training.step import make_predict_step, make_train_step
 from keras_bert_app.training.strategy import make_strategy
@@ -98,6 +101,60 @@ def _relative_difference(precision, step_of=make_train_step):
 @pytest.mark.parametrize(("precision", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
 def test_two_replicas_make_the_same_weights_as_one(precision, bound):
     assert _relative_difference(precision) <= bound
+
+
+def _pretraining_batch(seed):
+    """Nine rows, so that one of two replicas has one more, of lengths that leave uneven masked counts."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(3, 17, 9)
+    mask = np.arange(16)[None] < lengths[:, None]
+    second = mask & (np.arange(16) >= lengths[:, None] // 2)
+    return {
+        features.TOKEN_IDS: tf.constant(np.where(mask, random.integers(5, 40, mask.shape), 0), tf.int32),
+        features.SEGMENT_IDS: tf.constant(second, tf.int32),
+        features.PADDING_MASK: tf.constant(mask),
+        features.NEXT_SENTENCE_LABEL: tf.constant(random.integers(0, 2, 9), tf.int32),
+        features.WEIGHT: tf.ones([9]),
+    }
+
+
+def _pretrain(replicas, precision):
+    """-> weights before and after, the last step's scalars, metrics of the last batch; masking is on."""
+    strategy, task = _strategy(replicas), PretrainingTask("nsp")
+    with strategy.scope():
+        keras.utils.set_random_seed(3)
+        model = task.build_model(_tiny(), precision)
+        optimizer = make_optimizer(TrainConfig(learning_rate=1e-3, clip_norm=_CLIP), _STEPS, model)
+    vocabulary = Vocabulary((*SPECIAL_TOKENS, *(f"word{number}" for number in range(35))))
+    masker = TokenMasker(vocabulary, "word", rate=0.3)
+    step = make_train_step(strategy, model, task, optimizer, _CLIP, 11, masker)
+    start = _flat(strategy, model.weights)
+    for number in range(_STEPS):
+        batch = _pretraining_batch(number)
+        scalars = step(tf.constant(number, tf.int64), batch)
+        assert scalars["finite"] and scalars["gradient_norm"] > _CLIP
+    rows = {}
+    for name, parts in make_predict_step(strategy, model, task, masker)(batch).items():
+        rows[name] = np.zeros(9)
+        for replica, part in enumerate(parts):
+            rows[name][replica::replicas] = part.numpy()
+    # The two replicas' shares of the loss have other weights.
+    assert rows["num_masked"][::2].sum() != rows["num_masked"][1::2].sum() > 0
+    metrics = task.metrics(rows, {features.WEIGHT: np.ones(9)})
+    return start, _flat(strategy, model.weights), scalars, metrics
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
+def test_two_replicas_pretrain_the_same_weights_as_one_with_uneven_masked_counts(precision, bound):
+    start, one, scalars, metrics = _pretrain(1, precision)
+    other_start, two, other_scalars, other_metrics = _pretrain(2, precision)
+    np.testing.assert_array_equal(start, other_start)
+    movement = np.linalg.norm(one - start)
+    assert movement > 0.01 * np.linalg.norm(start)
+    assert np.linalg.norm(two - one) <= bound * movement
+    for name, value in scalars.items():
+        assert float(other_scalars[name]) == pytest.approx(float(value), rel=1e-3), name
+    assert other_metrics == pytest.approx(metrics, rel=1e-3)
 
 
 def test_clipping_before_the_sum_would_be_noticed(monkeypatch):

@@ -67,9 +67,9 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
 
 
 def test_reading_where_no_run_is_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match="`run.py finetune` makes one"):
+    with pytest.raises(UserError, match="`run.py finetune` or `pretrain` makes one"):
         workdir.read_config(tmp_path)
-    with pytest.raises(UserError, match="`run.py finetune` makes one"):
+    with pytest.raises(UserError, match="`run.py finetune` or `pretrain` makes one"):
         workdir.ModelDescription.load(tmp_path)
     with pytest.raises(UserError, match="no evaluated checkpoint yet"):
         workdir.best_step(tmp_path)

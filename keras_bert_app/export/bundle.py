@@ -54,6 +54,7 @@ def export(workdir: Path, export_dir: Path) -> Path:
     """
     config = folders.read_config(workdir)
     step = folders.best_step(workdir)
+    folders.ModelDescription.load(workdir).check_texts(workdir)
     description, model = folders.load_best_model(workdir, folders.inference_precision(config))
     packer = description.packer()
     signatures = description.task.signatures(model, packer)

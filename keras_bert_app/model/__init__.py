@@ -2,6 +2,13 @@
 
 from keras_bert_app.model.embeddings import BertEmbeddings
 from keras_bert_app.model.encoder import BertEncoder, SelfAttention, TransformerBlock
-from keras_bert_app.model.heads import ClassificationHead
+from keras_bert_app.model.heads import ClassificationHead, MaskedLanguageModelHead
 
-__all__ = ["BertEmbeddings", "BertEncoder", "ClassificationHead", "SelfAttention", "TransformerBlock"]
+__all__ = [
+    "BertEmbeddings",
+    "BertEncoder",
+    "ClassificationHead",
+    "MaskedLanguageModelHead",
+    "SelfAttention",
+    "TransformerBlock",
+]

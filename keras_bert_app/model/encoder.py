@@ -155,7 +155,8 @@ class BertEncoder(keras.layers.Layer):
 
     Input: a dict of `token_ids` int [B, S], `segment_ids` int [B, S], `padding_mask` bool [B, S].
     Output: a dict of `sequence` [B, S, H] and `pooled` [B, H]; with `return_all` also `hidden_states`, the
-    L + 1 states [B, S, H] from the embeddings on, and `attention_weights`, L times [B, N, S, S].
+    L + 1 states [B, S, H] from the embeddings on, and `attention_weights`, L times [B, N, S, S]; with
+    `return_token_embeddings` also `token_embeddings` [V, H], for a decoder tied to them.
 
     Args:
         pooling: "first" passes the first token through a dense tanh layer, as the paper; "mean" and "max"
@@ -239,7 +240,7 @@ class BertEncoder(keras.layers.Layer):
         if self.pooling == "first":
             self.pooler.build((None, self.hidden_dim))
 
-    def call(self, inputs, training=None, return_all=False):
+    def call(self, inputs, training=None, return_all=False, return_token_embeddings=False):
         mask = inputs[features.PADDING_MASK]
         x = self.embeddings(inputs[features.TOKEN_IDS], inputs[features.SEGMENT_IDS], training=training)
         states, attention_weights = [x], []
@@ -253,6 +254,8 @@ class BertEncoder(keras.layers.Layer):
         outputs = {features.SEQUENCE: x, features.POOLED: self._pool(x, mask)}
         if return_all:
             outputs |= {features.HIDDEN_STATES: states, features.ATTENTION_WEIGHTS: attention_weights}
+        if return_token_embeddings:
+            outputs[features.TOKEN_EMBEDDINGS] = ops.convert_to_tensor(self.embeddings.token.embeddings)
         return outputs
 
     def _pool(self, x, mask):

@@ -14,6 +14,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.text.packing import TextPacker, check_rank
+from keras_bert_app.text.vocabulary import Vocabulary
 
 
 class ClassificationTask:
@@ -98,11 +99,24 @@ class ClassificationTask:
         )
         return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
 
+    def preparation(self, config: Config, vocabulary: Vocabulary) -> None:
+        """What is done to batches before the model sees them: nothing."""
+
     def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
         """Name -> (cross entropy [B] in nats, weights [B]); averaged over the global batch's weights."""
         logits = outputs[features.LOGITS]
         loss = keras.ops.sparse_categorical_crossentropy(batch[features.LABEL], logits, from_logits=True)
         return {"loss": (loss, tf.cast(batch[features.WEIGHT], loss.dtype))}
+
+    def measures(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
+        """Name -> (values [B], weights [B]) to show during training beside the losses: none."""
+        return {}
+
+    def predictions(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """What evaluation keeps of a batch: all outputs."""
+        return dict(outputs)
 
     def metrics(self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Model outputs [N, ...] and targets [N, ...] -> metrics; see tasks/metrics.py."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class State:
 class Trainer:
     """One model in training.
 
-    `optimizer` has been built for the model's variables, both in the strategy's scope.
+    `optimizer` has been built for the model's variables, both in the strategy's scope. `prepare` is what
+    step.py says, such as a TokenMasker.
     """
 
     strategy: tf.distribute.Strategy
@@ -51,6 +52,7 @@ class Trainer:
     train: TrainConfig
     seed: int
     workdir: Path
+    prepare: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]] | None = None
 
     def fit(self, batches: Batches, evaluation: Examples) -> State:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -61,9 +63,15 @@ class Trainer:
         total = batches.steps_per_epoch * self.train.epochs
         state = self._restore()
         step = make_train_step(
-            self.strategy, self.model, self.task, self.optimizer, self.train.clip_norm, self.seed
+            self.strategy,
+            self.model,
+            self.task,
+            self.optimizer,
+            self.train.clip_norm,
+            self.seed,
+            self.prepare,
         )
-        predict = make_predict_step(self.strategy, self.model, self.task)
+        predict = make_predict_step(self.strategy, self.model, self.task, self.prepare)
         evaluate_every = self.train.evaluate_every or batches.steps_per_epoch
         log_every = max(1, total // _POINTS_ON_A_CURVE)
         writer = tf.summary.create_file_writer(str(self.workdir / "summaries"))
@@ -78,7 +86,8 @@ class Trainer:
                     raise UserError(self._not_finite(state))
                 state.step += 1
                 shown = {name: float(value) for name, value in scalars.items()}
-                progress.advance(len(batch[next(iter(self.task.targets_dtypes))]), {"loss": shown["loss"]})
+                seen = {name: shown[name] for name in shown if name == "loss" or name.endswith("_accuracy")}
+                progress.advance(len(batch[next(iter(self.task.targets_dtypes))]), seen)
                 if state.step % log_every == 0:
                     rate = float(self.optimizer.learning_rate.numpy())
                     self._record(state, writer, shown | {"learning_rate": rate})
@@ -103,14 +112,15 @@ class Trainer:
         metrics = self.task.metrics(outputs, evaluation.targets)
         scalars = {f"evaluation/{name}": value for name, value in metrics.items() if isinstance(value, float)}
         self._record(state, writer, scalars)
-        value = metrics[self.train.metric]
+        metric = self.train.metric or self.task.selection_metrics[0]
+        value = metrics[metric]
         if state.best_value is None or value > state.best_value:
             state.best_step, state.best_value, state.evaluations_without_better = state.step, value, 0
         else:
             state.evaluations_without_better += 1
             state.stopped_early = state.evaluations_without_better == self.train.patience
         say(
-            f"evaluation at step {state.step}: {self.train.metric} {value:.4f}"
+            f"evaluation at step {state.step}: {metric} {value:.4f}"
             + (", the best so far" if state.best_step == state.step else f" (best {state.best_value:.4f})")
             + (
                 f"; no better one in {self.train.patience} evaluations, stopping"

@@ -63,6 +63,37 @@ class Progress:
         return "".join(f", {name} {value:.4g}" for name, value in self._scalars.items())
 
 
+class StagesProgress:
+    """Shows stages, one after another, that say themselves what is done and to be done; a context manager."""
+
+    def __init__(self):
+        self._stage: str | None = None
+        self._bar = None
+        self._shown = 0.0
+
+    def __enter__(self) -> "StagesProgress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` of this stage; a total of 0 is unknown."""
+        starts, self._stage = stage != self._stage, stage
+        if sys.stderr.isatty():
+            if starts:
+                self.__exit__()
+                self._bar = tqdm(desc=stage, unit_scale=True, dynamic_ncols=True)
+            self._bar.total = total or None
+            self._bar.n = done
+            self._bar.refresh()
+        elif starts or done == total or time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._shown = time.monotonic()
+            share = f"{100 * done / total:.0f} %" if total else f"{done:,}"
+            print(f"{stage}: {share}", file=sys.stderr, flush=True)
+
+
 def say(message: str) -> None:
     """One line for the person at the terminal, where progress goes as well."""
     tqdm.write(message, file=sys.stderr)

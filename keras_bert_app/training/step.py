@@ -13,6 +13,9 @@ import tensorflow as tf
 
 from keras_bert_app import features
 
+# Second halves of the seeds that rows are prepared with; dropout's is 0.
+_PREPARE_TRAINING, _PREPARE_EVALUATION = 1, 2
+
 
 def make_train_step(
     strategy: tf.distribute.Strategy,
@@ -21,22 +24,27 @@ def make_train_step(
     optimizer: keras.optimizers.Optimizer,
     clip_norm: float,
     seed: int,
+    prepare: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]] | None = None,
 ) -> Callable[[tf.Tensor, Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """-> step(number: int64 [], batch: the global batch) -> scalars.
 
-    The scalars: each of the task's losses averaged over the global batch, `gradient_norm` before clipping,
-    and `finite`; where that is False nothing has been applied.
+    The scalars: each of the task's losses and measures averaged over the global batch, `loss`, the sum of the
+    losses, `gradient_norm` before clipping, and `finite`; where that is False nothing has been applied.
+
+    Args:
+        prepare: called as prepare(batch, seed: int64 [2]) with the global batch before it is divided, so that
+            what it draws depends on the step and a row's place alone, however many replicas there are.
     """
 
     def gradients_on_replica(number, batch):
         replica = tf.distribute.get_replica_context()
         batch = rows_of_replica(batch)
         with tf.GradientTape() as tape, dropout_seeds(model, seed, number, replica.replica_id_in_sync_group):
-            sums = {}
-            for name, (values, weights) in task.losses(model(inputs_of(batch), training=True), batch).items():
-                total_weight = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(weights))
-                sums[name] = tf.math.divide_no_nan(tf.reduce_sum(values * weights), total_weight)
+            outputs = model(inputs_of(model, batch), training=True)
+            sums = {name: share_of_mean(*column) for name, column in task.losses(outputs, batch).items()}
             loss = tf.add_n(list(sums.values()))
+        sums |= {name: share_of_mean(*column) for name, column in task.measures(outputs, batch).items()}
+        sums["loss"] = loss
         gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         gradients, sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, (gradients, sums))
@@ -48,6 +56,9 @@ def make_train_step(
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int64), batch_spec(task)])
     def step(number, batch):
+        if prepare:
+            fold_in = tf.random.experimental.stateless_fold_in
+            batch = prepare(batch, fold_in(tf.constant([seed, _PREPARE_TRAINING], tf.int64), number))
         gradients, scalars = strategy.run(gradients_on_replica, args=(number, batch))
         scalars = {name: first_replica(strategy, value) for name, value in scalars.items()}
         finite = tf.math.is_finite(scalars["gradient_norm"])
@@ -58,14 +69,28 @@ def make_train_step(
     return step
 
 
-def make_predict_step(strategy: tf.distribute.Strategy, model: keras.Model, task: Any):
-    """-> predict(batch: the global batch) -> {output name: list of a tensor [b, ...] a replica}."""
+def make_predict_step(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    task: Any,
+    prepare: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]] | None = None,
+):
+    """-> predict(the global batch) -> the task's predictions, {name: list of a tensor [b, ...] a replica}.
+
+    Args:
+        prepare: as in `make_train_step`, but with a seed that depends on the batch's token ids alone.
+    """
+
+    def predict_on_replica(batch):
+        batch = rows_of_replica(batch)
+        return task.predictions(model(inputs_of(model, batch), training=False), batch)
 
     @tf.function(input_signature=[batch_spec(task)])
     def predict(batch):
-        outputs = strategy.run(
-            lambda rows: model(inputs_of(rows_of_replica(rows)), training=False), args=(batch,)
-        )
+        if prepare:
+            total = tf.reduce_sum(tf.cast(batch[features.TOKEN_IDS], tf.int64))
+            batch = prepare(batch, tf.stack([total, _PREPARE_EVALUATION]))
+        outputs = strategy.run(predict_on_replica, args=(batch,))
         return {name: strategy.experimental_local_results(value) for name, value in outputs.items()}
 
     return predict
@@ -77,9 +102,16 @@ def batch_spec(task: Any) -> dict[str, tf.TensorSpec]:
     return inputs | {name: tf.TensorSpec([None], dtype) for name, dtype in task.targets_dtypes.items()}
 
 
-def inputs_of(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def inputs_of(model: keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """What of a batch the model takes."""
-    return {name: batch[name] for name in features.ENCODER_INPUTS}
+    return {name: batch[name] for name in model.input}
+
+
+def share_of_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """This replica's summand of the global batch's weighted mean; 0 where the weights are."""
+    replica = tf.distribute.get_replica_context()
+    total_weight = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(weights))
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), total_weight)
 
 
 def rows_of_replica(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -63,7 +63,9 @@ def read_config(workdir: Path) -> configuration.Config:
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
-    content = read_json(workdir / "config.json", f"{workdir} is no run's folder; `run.py finetune` makes one")
+    content = read_json(
+        workdir / "config.json", f"{workdir} is no run's folder; `run.py finetune` or `pretrain` makes one"
+    )
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{workdir} has format {content.get('format_version')!r}, this version knows {FORMAT_VERSION}; "
@@ -85,6 +87,18 @@ class ModelDescription:
     def packer(self) -> TextPacker:
         """The text side."""
         return TextPacker(BertTokenizer(self.vocabulary, self.lower_case), self.max_length)
+
+    def check_texts(self, workdir: Path) -> None:
+        """Refuse a model that isn't asked about texts.
+
+        Raises:
+            UserError: it has only been pretrained; says how to go on.
+        """
+        if not self.task.text_inputs:
+            raise UserError(
+                f"{workdir} is a {self.task.name} run, which answers no texts; fine-tune it first: "
+                f"run.py finetune --config=FILE --config.init={workdir} --workdir=DIR"
+            )
 
     def save(self, workdir: Path, training_records_sha256: str) -> None:
         """Write model.json and vocab.txt, or check that those there are the same.
@@ -117,7 +131,7 @@ class ModelDescription:
             UserError: a file is missing, or the vocabulary isn't the one that the model was made with.
         """
         content = read_json(
-            workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` makes one"
+            workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` or `pretrain` makes one"
         )
         vocabulary = Vocabulary.load(workdir / "vocab.txt")
         if vocabulary.sha256 != content["tokenizer"]["vocabulary_sha256"]:
@@ -143,9 +157,7 @@ def best_step(workdir: Path) -> int:
     saved = checkpoints.steps(workdir)
     best = checkpoints.read_state(workdir, saved[-1])["best_step"] if saved else None
     if best is None:
-        raise UserError(
-            f"{workdir} has no evaluated checkpoint yet; run finetune with the same config to go on"
-        )
+        raise UserError(f"{workdir} has no evaluated checkpoint yet; run the command that began it to go on")
     return best
 
 

@@ -1,0 +1,196 @@
+"""Examples on disk: TFRecord files, each with an index that lets any example be read by its number."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_app import features
+from keras_bert_app.errors import UserError
+from keras_bert_app.files import atomic_file
+
+MANIFEST = "manifest.json"
+INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("tokens", "<u4"), ("label", "<i4")])
+
+# A record: its length (8 bytes), a checksum of that (4), the data, a checksum of it (4).
+_BEFORE, _AFTER = 12, 4
+
+
+def index_path(records: Path) -> Path:
+    """The index of a TFRecord file: beside it, as NumPy array of INDEX_DTYPE, an entry an example.
+
+    offset, length: where in the file the serialised tf.train.Example is, in bytes; tokens: how many it has;
+    label: next_sentence_label, or -1.
+    """
+    return records.with_suffix(".index.npy")
+
+
+def write_records(path: Path, examples: Iterable[tuple[Sequence[int], Sequence[int], int]]) -> None:
+    """Write (token ids, segment ids, label) as TFRecord of tf.train.Example, and the index beside it.
+
+    Features: token_ids and segment_ids, int64 lists of the same length, with [CLS] and [SEP], without padding
+    or masks; next_sentence_label, int64, unless the label is negative. Once `path` is there, both are whole.
+    """
+    entries, offset = [], 0
+    with atomic_file(path) as records, atomic_file(index_path(path)) as index:
+        with tf.io.TFRecordWriter(str(records)) as writer:
+            for token_ids, segment_ids, label in examples:
+                record = _serialise(token_ids, segment_ids, label)
+                writer.write(record)
+                entries.append((offset + _BEFORE, len(record), len(token_ids), label))
+                offset += _BEFORE + len(record) + _AFTER
+        with index.open("wb") as file:
+            np.save(file, np.array(entries, INDEX_DTYPE))
+
+
+def _serialise(token_ids: Sequence[int], segment_ids: Sequence[int], label: int) -> bytes:
+    example = tf.train.Example()
+    feature = example.features.feature
+    feature[features.TOKEN_IDS].int64_list.value.extend(token_ids)
+    feature[features.SEGMENT_IDS].int64_list.value.extend(segment_ids)
+    if label >= 0:
+        feature[features.NEXT_SENTENCE_LABEL].int64_list.value.append(label)
+    return example.SerializeToString(deterministic=True)
+
+
+def describe(records: Path) -> dict:
+    """What the manifest says of a file: its name, counts, sizes and hashes."""
+    index = np.load(index_path(records))
+    return {
+        "records": records.name,
+        "records_sha256": _sha256(records),
+        "index": index_path(records).name,
+        "index_sha256": _sha256(index_path(records)),
+        "num_examples": len(index),
+        "num_tokens": int(index["tokens"].sum()),
+        "num_labelled_1": int((index["label"] == 1).sum()),
+        "num_bytes": records.stat().st_size,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class ExampleStore:
+    """The examples of one split of a prepared folder, by number; opened files are mapped, not read.
+
+    Has what training asks of examples: len, lengths, targets and batch. Only lengths, labels, weights and
+    offsets are held in memory, some 30 bytes an example.
+
+    Raises:
+        UserError: the folder wasn't prepared to the end, has no such split, or lacks a file of it.
+    """
+
+    folder: Path
+    split: str = "train"
+
+    def __post_init__(self):
+        self.manifest  # noqa: B018 - an unusable folder is refused here, not at the first batch
+        for files in self._files:
+            for name in (files["records"], files["index"]):
+                if not (self.folder / name).is_file():
+                    raise UserError(f"{self.folder / name}: missing, but in {MANIFEST}; prepare anew")
+
+    @cached_property
+    def manifest(self) -> dict:
+        """What `prepare_examples` says of the folder."""
+        path = Path(self.folder) / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            message = f"{self.folder}: no {MANIFEST} there; give a folder that `prepare` finished"
+            raise UserError(message) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: can't be read ({error}); prepare the examples again") from None
+        if self.split not in manifest["splits"]:
+            raise UserError(f"{path}: no split {self.split!r}; it has {', '.join(manifest['splits'])}")
+        return manifest
+
+    @property
+    def _files(self) -> list[dict]:
+        return self.manifest["splits"][self.split]["files"]
+
+    @cached_property
+    def _indexes(self) -> list[np.ndarray]:
+        return [np.load(self.folder / files["index"]) for files in self._files]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0] + [len(index) for index in self._indexes])
+
+    @cached_property
+    def _maps(self) -> list[mmap.mmap]:
+        maps = []
+        for files in self._files:
+            with (self.folder / files["records"]).open("rb") as file:
+                maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return maps
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [N]."""
+        return np.concatenate([index["tokens"] for index in self._indexes]).astype(np.int64)
+
+    @cached_property
+    def targets(self) -> dict[str, np.ndarray]:
+        """next_sentence_label int32 [N], for pairs, and weight float32 [N], 1 for each."""
+        labels = np.concatenate([index["label"] for index in self._indexes])
+        pairs = {features.NEXT_SENTENCE_LABEL: labels} if self._pairs else {}
+        return pairs | {features.WEIGHT: np.ones(len(self), "float32")}
+
+    @property
+    def _pairs(self) -> bool:
+        return self.manifest["options"]["objective"] != "none"
+
+    def records(self, rows: Sequence[int]) -> list[bytes]:
+        """The serialised tf.train.Examples of these numbers."""
+        result = []
+        for row in rows:
+            number = int(np.searchsorted(self._starts, row, side="right")) - 1
+            entry = self._indexes[number][row - self._starts[number]]
+            offset = int(entry["offset"])
+            result.append(self._maps[number][offset : offset + int(entry["length"])])
+        return result
+
+    def read(self, rows: Sequence[int]) -> dict[str, tf.RaggedTensor | tf.Tensor]:
+        """token_ids, segment_ids, ragged int32 [B, (T)], and for pairs next_sentence_label, int32 [B]."""
+        names = (features.TOKEN_IDS, features.SEGMENT_IDS)
+        wanted = {name: tf.io.RaggedFeature(tf.int64) for name in names}
+        if self._pairs:
+            wanted[features.NEXT_SENTENCE_LABEL] = tf.io.FixedLenFeature([], tf.int64)
+        parsed = tf.io.parse_example(tf.constant(self.records(rows), tf.string), wanted)
+        return {name: tf.cast(value, tf.int32) for name, value in parsed.items()}
+
+    def batch(self, rows: Sequence[int]) -> dict[str, tf.Tensor]:
+        """The encoder's inputs [B, S], S the longest of these rows, and the targets [B]."""
+        values = self.read(rows) | {features.WEIGHT: tf.constant(self.targets[features.WEIGHT][rows])}
+        lengths = values[features.TOKEN_IDS].row_lengths()
+        return {
+            features.TOKEN_IDS: values.pop(features.TOKEN_IDS).to_tensor(self.manifest["pad_id"]),
+            features.SEGMENT_IDS: values.pop(features.SEGMENT_IDS).to_tensor(0),
+            features.PADDING_MASK: tf.sequence_mask(lengths),
+        } | values
+
+    def verify(self) -> None:
+        """Read every file of the split and compare it with its hash.
+
+        Raises:
+            UserError: a file is not what the manifest says.
+        """
+        for files in self._files:
+            for kind in ("records", "index"):
+                path = self.folder / files[kind]
+                if _sha256(path) != files[f"{kind}_sha256"]:
+                    raise UserError(f"{path}: changed since it was prepared (other SHA-256); prepare anew")

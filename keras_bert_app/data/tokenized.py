@@ -1,0 +1,162 @@
+"""Documents -> token ids on disk: written in chunks by many processes, read by document number."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_app.data.documents import split_sentences
+from keras_bert_app.data.duplicates import signatures
+from keras_bert_app.files import atomic_directory
+from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.vocabulary import UNKNOWN
+
+_SENTENCES_AT_ONCE = 4096
+# Held-out documents are told by their content's hash alone: the same ones with any seed, engine or order.
+_CONTENT, _HELD_OUT = 0, 1
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """The smallest unsigned integers that hold every id."""
+    return np.dtype(np.uint16 if vocabulary_size <= 2**16 else np.uint32)
+
+
+def document_digest(document: bytes) -> bytes:
+    """16 bytes that name a document by its content."""
+    return hashlib.blake2b(document, digest_size=16).digest()
+
+
+class ChunkTokenizer:
+    """Tokenises chunks of documents with the graph's own tokenizer and writes what training needs of them."""
+
+    def __init__(self, tokenizer: BertTokenizer, sentence_rule: str):
+        self._sentence_rule = sentence_rule
+        self._unknown = tokenizer.vocabulary.ids[UNKNOWN]
+        self._dtype = token_dtype(len(tokenizer.vocabulary))
+        self._tokenise = tf.function(
+            tokenizer.__call__, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+        )
+
+    def write(self, documents: Sequence[bytes], folder: Path) -> None:
+        """Write one chunk as a folder of arrays, whole or not at all.
+
+        tokens [T]; sentence_lengths int32 [N], tokens of each sentence, none 0; document_lengths int32 [D],
+        sentences of each document, 0 where it has no tokens; digests uint64 [D, 2]; signatures uint32 [D, K].
+        """
+        sentences, owners = [], []
+        for number, document in enumerate(documents):
+            found = split_sentences(document.decode(), self._sentence_rule)
+            sentences += found
+            owners += [number] * len(found)
+        tokens, lengths = self._token_ids(sentences)
+        full = lengths > 0
+        lengths, owners = lengths[full], np.asarray(owners, np.int64)[full]
+        document_lengths = np.bincount(owners, minlength=len(documents))
+        starts = _starts(np.bincount(owners, weights=lengths, minlength=len(documents)).astype(np.int64))
+        digests = b"".join(map(document_digest, documents))
+        with atomic_directory(folder) as temporary:
+            np.save(temporary / "tokens.npy", tokens)
+            np.save(temporary / "sentence_lengths.npy", lengths.astype(np.int32))
+            np.save(temporary / "document_lengths.npy", document_lengths.astype(np.int32))
+            np.save(temporary / "digests.npy", np.frombuffer(digests, "<u8").reshape(-1, 2))
+            np.save(temporary / "signatures.npy", signatures(tokens, starts, self._unknown))
+
+    def _token_ids(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Sentences -> (token ids [T], tokens of each [N])."""
+        tokens, lengths = [np.zeros(0, self._dtype)], [np.zeros(0, np.int64)]
+        for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            ragged = self._tokenise(tf.constant(sentences[start : start + _SENTENCES_AT_ONCE]))
+            tokens.append(ragged.flat_values.numpy().astype(self._dtype))
+            lengths.append(ragged.row_lengths().numpy())
+        return np.concatenate(tokens), np.concatenate(lengths)
+
+
+@dataclass(frozen=True)
+class TokenizedDocuments:
+    """Token ids of documents, in memory maps.
+
+    tokens [T]; sentence_starts int64 [N + 1], places in tokens; document_starts int64 [D + 1], places in
+    sentence_starts; digests uint64 [D, 2].
+    """
+
+    tokens: np.ndarray
+    sentence_starts: np.ndarray
+    document_starts: np.ndarray
+    digests: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document_starts) - 1
+
+    def token_bounds(self, document: int) -> list[int]:
+        """Where in `tokens` the sentences of a document begin, and where the last ends."""
+        first, last = self.document_starts[document : document + 2].tolist()
+        return self.sentence_starts[first : last + 1].tolist()
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenizedDocuments":
+        """Map the arrays that `gather` wrote."""
+        names = ("tokens", "sentence_starts", "document_starts", "digests")
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+
+
+def held_out(digests: np.ndarray, fraction: float) -> np.ndarray:
+    """Which documents are held out, bool [D], by their content alone."""
+    return digests[:, _HELD_OUT] < np.uint64(int(fraction * (2**64 - 1)))
+
+
+def contents(digests: np.ndarray) -> np.ndarray:
+    """One hash of each document's content, uint64 [D]."""
+    return np.ascontiguousarray(digests[:, _CONTENT])
+
+
+def load_column(chunks: Sequence[Path], name: str) -> np.ndarray:
+    """One array of all chunks, one after the other."""
+    return np.concatenate([np.load(chunk / f"{name}.npy") for chunk in chunks])
+
+
+def map_signatures(chunks: Sequence[Path], num_documents: int, path: Path) -> np.ndarray:
+    """The signatures of all chunks in one memory map at `path`, uint32 [D, K]."""
+    first = np.load(chunks[0] / "signatures.npy", mmap_mode="r")
+    mapped = np.lib.format.open_memmap(path, "w+", first.dtype, (num_documents, first.shape[1]))
+    start = 0
+    for chunk in chunks:
+        part = np.load(chunk / "signatures.npy")
+        mapped[start : start + len(part)] = part
+        start += len(part)
+    return mapped
+
+
+def gather(chunks: Sequence[Path], kept: np.ndarray, folder: Path) -> None:
+    """Write the documents that `kept` (bool [D]) names into `folder`, for `TokenizedDocuments.open`."""
+    document_lengths = load_column(chunks, "document_lengths").astype(np.int64)
+    np.save(folder / "document_starts.npy", _starts(document_lengths[kept]))
+    np.save(folder / "digests.npy", load_column(chunks, "digests")[kept])
+    sizes = [len(np.load(chunk / "digests.npy", mmap_mode="r")) for chunk in chunks]
+    masks = np.split(kept, np.cumsum(sizes)[:-1])
+    num_sentences = int(document_lengths[kept].sum())
+    sentence_starts = np.lib.format.open_memmap(
+        folder / "sentence_starts.npy", "w+", np.int64, (num_sentences + 1,)
+    )
+    place = 0
+    for chunk, mask in zip(chunks, masks, strict=True):
+        kept_sentences = np.repeat(mask, np.load(chunk / "document_lengths.npy"))
+        lengths = np.load(chunk / "sentence_lengths.npy")[kept_sentences]
+        sentence_starts[place + 1 : place + 1 + len(lengths)] = sentence_starts[place] + np.cumsum(lengths)
+        place += len(lengths)
+    dtype = np.load(chunks[0] / "tokens.npy", mmap_mode="r").dtype
+    num_tokens = int(sentence_starts[-1])
+    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (num_tokens,))
+    place = 0
+    for chunk, mask in zip(chunks, masks, strict=True):
+        kept_sentences = np.repeat(mask, np.load(chunk / "document_lengths.npy"))
+        kept_tokens = np.repeat(kept_sentences, np.load(chunk / "sentence_lengths.npy"))
+        part = np.load(chunk / "tokens.npy")[kept_tokens]
+        tokens[place : place + len(part)] = part
+        place += len(part)
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

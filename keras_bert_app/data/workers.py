@@ -1,0 +1,91 @@
+"""The processes that tokenise documents and pack examples."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from keras_bert_app.errors import UserError
+
+
+class Workers:
+    """Runs functions of (tool, *arguments): in this process, or in several that were started afresh.
+
+    The tool is what `make_tool(*tool_arguments)` gives, once in each process. All of them are pickled.
+    """
+
+    def __init__(self, num_workers: int, make_tool: Callable[..., Any], *tool_arguments):
+        self._num_workers = num_workers
+        self._arguments = (make_tool, *tool_arguments)
+        self._tool: Any = None
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def run(
+        self, function: Callable, calls: Iterable[tuple], on_done: Callable[[int], None] = lambda number: None
+    ) -> None:
+        """Make all calls, in no order, two a process under way at a time; on_done takes how many are done.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        if self._num_workers <= 1:
+            self._run_here(function, calls, on_done)
+            return
+        if self._executor is None:
+            # Forked processes would inherit TensorFlow's threads, dead.
+            spawn = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._num_workers, spawn, _start, self._arguments)
+        waiting, num_done = set(), 0
+        try:
+            for call in itertools.chain(calls, [None]):
+                if call is not None:
+                    waiting.add(self._executor.submit(_call, function, call))
+                while waiting and (call is None or len(waiting) >= 2 * self._num_workers):
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                        num_done += 1
+                        on_done(num_done)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory; run the same again to go on, "
+                "with fewer workers"
+            ) from None
+
+    def _run_here(self, function: Callable, calls: Iterable[tuple], on_done: Callable[[int], None]) -> None:
+        make_tool, *arguments = self._arguments
+        for number, call in enumerate(calls, start=1):
+            self._tool = self._tool or make_tool(*arguments)
+            function(self._tool, *call)
+            on_done(number)
+
+
+_tool: Any = None
+
+
+def _start(make_tool: Callable[..., Any], *arguments) -> None:
+    global _tool
+    parent = multiprocessing.parent_process()
+    # The processes of a pool would wait for ever once their parent was killed.
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    _tool = make_tool(*arguments)
+
+
+def _call(function: Callable, call: tuple) -> None:
+    function(_tool, *call)

@@ -1,0 +1,177 @@
+"""What stands behind the mask, and how two texts belong together (Devlin et al. 2019, section 3.1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_app import features
+from keras_bert_app.config import Config, EncoderConfig, to_dict
+from keras_bert_app.errors import UserError
+from keras_bert_app.model import BertEncoder, ClassificationHead
+from keras_bert_app.model.heads import MaskedLanguageModelHead
+from keras_bert_app.text.masking import TokenMasker
+from keras_bert_app.text.vocabulary import Vocabulary
+
+PAIR_OBJECTIVES = ("nsp", "sop", "none")
+
+
+class PretrainingTask:
+    """Masked language modelling, alone or with a binary question about the two texts.
+
+    A batch has gone through text.masking.TokenMasker before it comes here.
+
+    Args:
+        pair_objective: "nsp", whether the second text follows the first or is another document's (Devlin et
+            al. 2019); "sop", whether the two stand in their order or swapped (Lan et al. 2020, "ALBERT",
+            section 3.1); "none", for rows without pairs. From nsp to sop only the examples differ.
+
+    Raises:
+        UserError: an unknown objective.
+    """
+
+    name = "pretraining"
+    # Those that may choose the checkpoint: higher is better.
+    selection_metrics = ("mlm_log_likelihood", "mlm_accuracy")
+    # It has no question that a text alone could be asked.
+    text_inputs = ()
+
+    def __init__(self, pair_objective: str = "nsp"):
+        if pair_objective not in PAIR_OBJECTIVES:
+            raise UserError(
+                f"the pair objective is {pair_objective!r}; it takes one of {', '.join(PAIR_OBJECTIVES)}"
+            )
+        self.pair_objective = pair_objective
+        self.pairs = pair_objective != "none"
+        pair_dtypes = {features.NEXT_SENTENCE_LABEL: "int32"} if self.pairs else {}
+        self.targets_dtypes = pair_dtypes | {features.WEIGHT: "float32"}
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, ready for JSON."""
+        return {"pair_objective": self.pair_objective}
+
+    def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
+        """The encoder's inputs and masked_positions -> {masked_logits [B, P, V], pair_logits [B, 2]}.
+
+        Without pairs there are no pair_logits, and no pooler, which nothing would train.
+        """
+        settings = to_dict(encoder) | ({} if self.pairs else {"pooling": "mean"})
+        dtypes = features.ENCODER_INPUTS | {features.MASKED_POSITIONS: "int32"}
+        inputs = {name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in dtypes.items()}
+        encoded = BertEncoder(**settings, dtype=precision, name="encoder")(
+            {name: inputs[name] for name in features.ENCODER_INPUTS}, return_token_embeddings=True
+        )
+        masked_head = MaskedLanguageModelHead(
+            encoder.activation,
+            encoder.epsilon,
+            encoder.initializer_range,
+            dtype=precision,
+            name="masked_head",
+        )
+        outputs = {
+            features.MASKED_LOGITS: masked_head(
+                encoded[features.SEQUENCE],
+                inputs[features.MASKED_POSITIONS],
+                encoded[features.TOKEN_EMBEDDINGS],
+            )
+        }
+        if self.pairs:
+            # BERT has no dropout here, unlike the classifiers made from it.
+            pair_head = ClassificationHead(
+                2, 0.0, encoder.initializer_range, dtype=precision, name="pair_head"
+            )
+            outputs[features.PAIR_LOGITS] = pair_head(encoded[features.POOLED])
+        return keras.Model(inputs, outputs, name=self.name)
+
+    def preparation(self, config: Config, vocabulary: Vocabulary) -> TokenMasker:
+        """What is done to batches before the model sees them: tokens are hidden.
+
+        Raises:
+            UserError: an impossible setting.
+        """
+        return TokenMasker(vocabulary, **to_dict(config.masking))
+
+    def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
+        """Name -> (cross entropy in nats, weights), [B, P] for masked tokens, [B] for pairs.
+
+        Each is averaged over the global batch's weights: over masked tokens, and over rows.
+        """
+        masked = _cross_entropy(batch[features.MASKED_IDS], outputs[features.MASKED_LOGITS])
+        losses = {"mlm_loss": (masked, self._masked_weights(batch, masked.dtype))}
+        if self.pairs:
+            pair = _cross_entropy(batch[features.NEXT_SENTENCE_LABEL], outputs[features.PAIR_LOGITS])
+            losses[f"{self.pair_objective}_loss"] = (pair, tf.cast(batch[features.WEIGHT], pair.dtype))
+        return losses
+
+    def measures(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
+        """Name -> (whether it was right, weights), shaped and averaged as the losses; for the eye alone."""
+        masked = _correct(batch[features.MASKED_IDS], outputs[features.MASKED_LOGITS])
+        measures = {"mlm_accuracy": (masked, self._masked_weights(batch, masked.dtype))}
+        if self.pairs:
+            pair = _correct(batch[features.NEXT_SENTENCE_LABEL], outputs[features.PAIR_LOGITS])
+            measures[f"{self.pair_objective}_accuracy"] = (pair, tf.cast(batch[features.WEIGHT], pair.dtype))
+        return measures
+
+    def predictions(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """What evaluation keeps of a batch: for each loss and measure its sum over a row, [B].
+
+        Beside them `num_masked`, float32 [B]. The logits of all rows would fill any memory.
+        """
+        rows = {"num_masked": tf.reduce_sum(batch[features.MASKED_WEIGHTS], axis=1)}
+        for name, (values, _) in (self.losses(outputs, batch) | self.measures(outputs, batch)).items():
+            if name.startswith("mlm_"):
+                values = tf.reduce_sum(values * tf.cast(batch[features.MASKED_WEIGHTS], values.dtype), axis=1)
+            rows[name] = values
+        return rows
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The `predictions` of all rows [N] and their targets [N] -> metrics, as values that JSON can hold.
+
+        Returns:
+            `num_examples` and `num_masked`; `mlm_loss` in nats, averaged over masked tokens, `perplexity`,
+            its exponential, `mlm_log_likelihood`, its negative, and `mlm_accuracy`; with pairs the loss and
+            accuracy under the objective's name; `loss`, the sum of the losses. Means over nothing are 0.
+        """
+        weights = np.asarray(targets[features.WEIGHT], "float64")
+        counts = {
+            "mlm": float(np.sum(outputs["num_masked"] * weights)),
+            self.pair_objective: float(weights.sum()),
+        }
+
+        def mean(name):
+            total = float(np.sum(np.asarray(outputs[name], "float64") * weights))
+            return total / (counts[name.split("_")[0]] or 1.0)
+
+        names = [
+            f"{objective}_{kind}"
+            for objective in counts
+            if objective != "none"
+            for kind in ("loss", "accuracy")
+        ]
+        means = {name: mean(name) for name in names}
+        return {
+            "num_examples": int(np.count_nonzero(weights)),
+            "num_masked": round(counts["mlm"]),
+            "loss": sum(value for name, value in means.items() if name.endswith("_loss")),
+            "perplexity": float(np.exp(means["mlm_loss"])),
+            "mlm_log_likelihood": -means["mlm_loss"],
+        } | means
+
+    @staticmethod
+    def _masked_weights(batch, dtype):
+        """[B, P], 0 where the row only fills up a batch."""
+        return tf.cast(batch[features.MASKED_WEIGHTS] * batch[features.WEIGHT][:, None], dtype)
+
+
+def _cross_entropy(label_ids, logits):
+    """int [...] and float [..., C] -> nats [...]"""
+    return keras.ops.sparse_categorical_crossentropy(label_ids, logits, from_logits=True)
+
+
+def _correct(label_ids, logits):
+    """int [...] and float [..., C] -> 1 or 0, float [...]"""
+    return tf.cast(tf.argmax(logits, axis=-1, output_type=label_ids.dtype) == label_ids, logits.dtype)

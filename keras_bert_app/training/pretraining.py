@@ -1,0 +1,127 @@
+"""From documents to a pretrained encoder: the vocabulary, the examples, the run."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from keras_bert_app.config import Config, to_dict
+from keras_bert_app.data.documents import Skipped, input_files, read_documents
+from keras_bert_app.data.examples_store import MANIFEST, ExampleStore
+from keras_bert_app.data.pretraining import HELD_OUT, TRAIN, PrepareOptions, prepare_examples
+from keras_bert_app.errors import UserError
+from keras_bert_app.tasks.pretraining import PretrainingTask
+from keras_bert_app.text.learning import learn_vocabulary
+from keras_bert_app.training import assembly
+from keras_bert_app.training import workdir as folders
+from keras_bert_app.training.loop import State
+from keras_bert_app.training.progress import StagesProgress
+
+
+def learn(pattern: str, output: Path, vocabulary_size: int, lower_case: bool) -> str:
+    """Learn a vocabulary from documents, write it to `output`, and return what there is to say about it.
+
+    Args:
+        pattern: a file, a folder or a glob pattern; see data/documents.py.
+
+    Raises:
+        UserError: no such files, or they hold no words.
+    """
+    files, skipped = input_files([pattern]), Skipped()
+
+    def lines(skipped: Skipped) -> Iterator[str]:
+        for document in read_documents(files, skipped):
+            yield from document.decode().split("\n")
+
+    passes = iter((skipped, Skipped()))  # both skip the same
+    vocabulary, coverage = learn_vocabulary(lambda: lines(next(passes)), output, vocabulary_size, lower_case)
+    summary = (
+        f"{len(vocabulary):,} pieces in {output}; of the words in a sample of {coverage.num_texts:,} lines "
+        f"{100 * coverage.known_words:.2f} % are known, {coverage.pieces_per_word:.2f} pieces a word"
+    )
+    return summary + (f"; left out: {skipped}" if skipped.counts else "")
+
+
+def prepare(config: Config, pattern: str, output: Path, num_workers: int) -> str:
+    """Write the examples of documents to the folder `output`; returns what there is to say about them.
+
+    Args:
+        pattern: a file, a folder or a glob pattern; see data/documents.py.
+
+    Raises:
+        UserError: anything in config, documents or output that the user can mend.
+    """
+    vocabulary, lower_case = assembly.choose_vocabulary(config, assembly.load_pretrained(config.init))
+    options = PrepareOptions(**to_dict(config.prepare), max_length=config.text.max_length, seed=config.seed)
+    with StagesProgress() as progress:
+        manifest = prepare_examples([pattern], output, vocabulary, lower_case, options, num_workers, progress)
+    documents = manifest["documents"]
+    lines = [
+        f"{split:<10} {part['num_examples']:>12,} examples {part['num_tokens']:>14,} tokens"
+        f" {documents[split]:>11,} documents"
+        for split, part in manifest["splits"].items()
+    ]
+    duplicates = documents["exact_duplicates"] + documents["near_duplicates"]
+    lines.append(f"left out: {duplicates:,} duplicates, {documents['without_tokens']:,} without tokens")
+    lines += [
+        f"left out: {skipped['count']:,} {reason}, the first {skipped['first']}"
+        for reason, skipped in manifest["skipped"].items()
+    ]
+    return "\n".join([*lines, f"examples: {output}"])
+
+
+def pretrain(config: Config, workdir: Path) -> State:
+    """Train what the config describes in `workdir`, or go on there; ends with the best model as model.keras.
+
+    Raises:
+        UserError: anything in config, examples, weights or workdir that the user can mend.
+    """
+    if config.task.name != PretrainingTask.name:
+        raise UserError(
+            f"config.task.name is {config.task.name}; `run.py pretrain` takes {PretrainingTask.name}, "
+            "such as configs/pretrain_small.py"
+        )
+    strategy = assembly.start(config)
+    train, evaluation = (load_examples(config, split) for split in (TRAIN, HELD_OUT))
+    pretrained = assembly.load_pretrained(config.init)
+    task = PretrainingTask(train.manifest["options"]["objective"])
+    description = assembly.describe(config, task, pretrained)
+    check_examples(config, train, description)
+    digest = hashlib.sha256((train.folder / MANIFEST).read_bytes()).hexdigest()
+    assembly.open_run(workdir, config, description, digest, pretrained)
+    return assembly.fit(workdir, config, strategy, description, pretrained, train, evaluation)
+
+
+def load_examples(config: Config, split: str) -> ExampleStore:
+    """One part of the examples that the config names.
+
+    Raises:
+        UserError: there are none, or they can't be used.
+    """
+    if not config.data.train:
+        raise UserError("config.data.train is not set; give the folder that `run.py prepare` wrote")
+    return ExampleStore(Path(config.data.train), split)
+
+
+def check_examples(config: Config, examples: ExampleStore, description: folders.ModelDescription) -> None:
+    """Refuse examples that were prepared for another network or with another config.
+
+    Raises:
+        UserError: says in what they differ.
+    """
+    made, vocabulary = examples.manifest, description.vocabulary
+    if made["vocabulary_sha256"] != vocabulary.sha256:
+        raise UserError(
+            f"{examples.folder}: made with another vocabulary than {vocabulary.where}; prepare the examples "
+            "again, or give the vocabulary they were made with"
+        )
+    wanted = {
+        "lower_case": (made["lower_case"], "text.lower_case", description.lower_case),
+        "max_length": (made["options"]["max_length"], "text.max_length", config.text.max_length),
+        "objective": (made["options"]["objective"], "prepare.objective", config.prepare.objective),
+    }
+    for name, (given, key, value) in wanted.items():
+        if given != value:
+            raise UserError(
+                f"{examples.folder}: made with {name} {given}, but config.{key} is {value}; prepare the "
+                "examples again, or set the key to what they were made with"
+            )

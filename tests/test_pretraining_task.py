@@ -1,0 +1,289 @@
+"""The pretraining task against transformers' BertForPreTraining, and its life as a Keras model."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+import transformers
+
+from keras_bert_app import features
+from keras_bert_app.config import EncoderConfig, complete_encoder
+from keras_bert_app.convert import huggingface
+from keras_bert_app.convert.pretrained import assign, relative_paths
+from keras_bert_app.errors import UserError
+from keras_bert_app.tasks.pretraining import PAIR_OBJECTIVES, PretrainingTask
+from keras_bert_app.text.masking import TokenMasker
+from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+VOCABULARY = Vocabulary((*SPECIAL_TOKENS, *(f"word{number}" for number in range(45))))
+TINY = complete_encoder(
+    EncoderConfig(),
+    {
+        "vocabulary_size": 50,
+        "num_layers": 2,
+        "num_heads": 4,
+        "hidden_dim": 16,
+        "intermediate_dim": 24,
+        "max_positions": 32,
+    },
+)
+# Ours below the head, theirs, and whether theirs is transposed.
+MASKED_HEAD_ROWS = (
+    ("dense/kernel", "cls.predictions.transform.dense.weight", True),
+    ("dense/bias", "cls.predictions.transform.dense.bias", False),
+    ("norm/gamma", "cls.predictions.transform.LayerNorm.weight", False),
+    ("norm/beta", "cls.predictions.transform.LayerNorm.bias", False),
+    ("bias", "cls.predictions.bias", False),
+)
+PAIR_HEAD_ROWS = (
+    ("logits/kernel", "cls.seq_relationship.weight", True),
+    ("logits/bias", "cls.seq_relationship.bias", False),
+)
+
+# Keras' own, on saving and on reading a variable.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+
+def make_batch(lengths=(3, 9, 30, 17), masker=None):
+    """Masked rows of random words, the second half of each the second text; every row counts."""
+    draw, size = np.random.default_rng(1), max(lengths)
+    mask = np.arange(size) < np.array(lengths)[:, None]
+    batch = {
+        features.TOKEN_IDS: np.where(mask, draw.integers(5, 50, mask.shape), 0).astype("int32"),
+        features.SEGMENT_IDS: (mask & (np.arange(size) >= np.array(lengths)[:, None] // 2)).astype("int32"),
+        features.PADDING_MASK: mask,
+        features.NEXT_SENTENCE_LABEL: draw.integers(0, 2, len(lengths)).astype("int32"),
+        features.WEIGHT: np.ones(len(lengths), "float32"),
+    }
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    return (masker or TokenMasker(VOCABULARY, rate=0.3))(batch, tf.constant([0, 7], tf.int64))
+
+
+def inputs_of(batch):
+    return {name: batch[name] for name in (*features.ENCODER_INPUTS, features.MASKED_POSITIONS)}
+
+
+def redraw(model):
+    """Give every weight other values than its initialiser's, so that none can be forgotten unseen."""
+    draw = np.random.default_rng(2)
+    for weight in model.weights:
+        weight.assign(weight + draw.normal(0, 0.3, weight.shape))
+    return model
+
+
+def averages(columns):
+    """Each column's mean by its weights."""
+    return {
+        name: tf.reduce_sum(values * weights) / tf.reduce_sum(weights)
+        for name, (values, weights) in columns.items()
+    }
+
+
+def reference_model(activation):
+    """transformers' model, every tensor at random; its linear layers' and norms' biases too."""
+    torch.manual_seed(0)
+    model = transformers.BertForPreTraining(
+        transformers.BertConfig(
+            vocab_size=50,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            hidden_size=16,
+            intermediate_size=24,
+            max_position_embeddings=32,
+            hidden_act=activation,
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.3
+    return model
+
+
+def reference_loss(model, batch):
+    """Their loss on the same batch; their labels are -100 where nothing was masked."""
+    labels = np.full(batch[features.TOKEN_IDS].shape, -100)
+    rows, places = np.nonzero(batch[features.MASKED_WEIGHTS].numpy())
+    positions = batch[features.MASKED_POSITIONS].numpy()[rows, places]
+    labels[rows, positions] = batch[features.MASKED_IDS].numpy()[rows, places]
+    return model(
+        input_ids=torch.tensor(batch[features.TOKEN_IDS].numpy()).long(),
+        token_type_ids=torch.tensor(batch[features.SEGMENT_IDS].numpy()).long(),
+        attention_mask=torch.tensor(batch[features.PADDING_MASK].numpy()).long(),
+        labels=torch.tensor(labels),
+        next_sentence_label=torch.tensor(batch[features.NEXT_SENTENCE_LABEL].numpy()).long(),
+    ).loss
+
+
+def by_our_paths(tensors):
+    """Their tensors by name -> ours by layer and path; each must be there and none may be left."""
+    tensors = {name.removeprefix("bert."): value.numpy() for name, value in tensors.items()}
+    ours = {"encoder": {}, "masked_head": {}, "pair_head": {}}
+    for path, theirs, transform, _ in huggingface.name_rows(TINY.num_layers):
+        ours["encoder"][path] = transform(tensors.pop(theirs))
+    for layer, rows in (("masked_head", MASKED_HEAD_ROWS), ("pair_head", PAIR_HEAD_ROWS)):
+        for path, theirs, transposed in rows:
+            tensor = tensors.pop(theirs)
+            ours[layer][path] = tensor.T if transposed else tensor
+    assert not tensors
+    return ours
+
+
+# Key biases have no gradient but rounding; in float32 it is about 1e-8 of the whole, the other cases' floor.
+@pytest.mark.parametrize(
+    ("activation", "dtype", "floor"),
+    [("gelu", "float64", 1e-4), ("relu", "float64", 1e-4), ("gelu", "float32", 1e-3)],
+)
+def test_loss_and_every_gradient_are_those_of_transformers(activation, dtype, floor):
+    batch, reference = make_batch(), reference_model(activation).to(getattr(torch, dtype))
+    their_loss = reference_loss(reference, batch)
+    their_loss.backward()
+    parameters = dict(reference.named_parameters())
+    values = by_our_paths({name: parameter.detach() for name, parameter in parameters.items()})
+    expected = by_our_paths({name: parameter.grad for name, parameter in parameters.items()})
+
+    task = PretrainingTask("nsp")
+    settings = {name: value for name, value in vars(TINY).items() if name != "activation"}
+    model = task.build_model(EncoderConfig(**settings, activation=activation), dtype)
+    for name, tensors in values.items():
+        assign(model.get_layer(name), tensors, "transformers")
+    with tf.GradientTape() as tape:
+        losses = averages(task.losses(model(inputs_of(batch), training=False), batch))
+        loss = tf.add_n(list(losses.values()))
+    variables = {
+        (name, path): weight
+        for name in values
+        for path, weight in relative_paths(model.get_layer(name)).items()
+    }
+    gradients = tape.gradient(loss, [weight.value for weight in variables.values()])
+    gradients = {
+        key: tf.convert_to_tensor(value).numpy() for key, value in zip(variables, gradients, strict=True)
+    }
+
+    assert set(losses) == {"mlm_loss", "nsp_loss"} and len(variables) == len(model.trainable_variables)
+    assert float(loss) == pytest.approx(their_loss.item(), rel=1e-6)
+    whole = np.sqrt(
+        sum(np.sum(np.square(tensor)) for tensors in expected.values() for tensor in tensors.values())
+    )
+    for (name, path), gradient in gradients.items():
+        wanted = expected[name][path]
+        allowed = 1e-4 * max(np.linalg.norm(wanted), floor * whole)
+        assert np.linalg.norm(gradient - wanted) <= allowed, f"{name}/{path}"
+
+
+def test_predictions_that_stand_for_nothing_change_nothing():
+    task, batch = PretrainingTask("sop"), make_batch()
+    model = redraw(task.build_model(TINY, "float32"))
+    wide = dict(batch)
+    for name in (features.MASKED_POSITIONS, features.MASKED_IDS, features.MASKED_WEIGHTS):
+        wide[name] = tf.pad(batch[name], [[0, 0], [0, 5]])
+    fill = {name: tf.concat([value, value[:2]], axis=0) for name, value in wide.items()}
+    fill[features.WEIGHT] = tf.constant([1.0] * 4 + [0.0] * 2)
+    results = []
+    for rows in (batch, wide, fill):
+        outputs = model(inputs_of(rows), training=False)
+        results.append(averages(task.losses(outputs, rows) | task.measures(outputs, rows)))
+        metrics = task.metrics(
+            {name: value.numpy() for name, value in task.predictions(outputs, rows).items()},
+            {features.WEIGHT: rows[features.WEIGHT].numpy()},
+        )
+        assert metrics["num_examples"] == 4
+        assert metrics["num_masked"] == np.sum(batch[features.MASKED_WEIGHTS])
+        for name, value in results[0].items():
+            assert float(results[-1][name]) == pytest.approx(float(value), rel=1e-6)
+            assert metrics[name] == pytest.approx(float(value), rel=1e-6)
+    assert {"mlm_loss", "sop_loss", "mlm_accuracy", "sop_accuracy"} == set(results[0])
+    assert metrics["loss"] == pytest.approx(metrics["mlm_loss"] + metrics["sop_loss"])
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["mlm_loss"]))
+
+
+def test_accuracies_count_the_highest_logits():
+    task = PretrainingTask("nsp")
+    outputs = {
+        features.MASKED_LOGITS: tf.constant([[[0.0, 2, 1], [9, 0, 0]], [[0, 0, 3], [0, 1, 0]]]),
+        features.PAIR_LOGITS: tf.constant([[1.0, 0], [2, 0]]),
+    }
+    batch = {
+        features.MASKED_IDS: tf.constant([[1, 0], [2, 2]]),
+        features.MASKED_WEIGHTS: tf.constant([[1.0, 0], [1, 1]]),
+        features.NEXT_SENTENCE_LABEL: tf.constant([0, 1]),
+        features.WEIGHT: tf.ones(2),
+    }
+    measures = averages(task.measures(outputs, batch))
+    assert float(measures["mlm_accuracy"]) == pytest.approx(2 / 3)
+    assert float(measures["nsp_accuracy"]) == 0.5
+
+
+def test_a_batch_without_masked_tokens_has_metrics():
+    task = PretrainingTask("none")
+    metrics = task.metrics(
+        {"num_masked": np.zeros(3), "mlm_loss": np.zeros(3), "mlm_accuracy": np.zeros(3)},
+        {features.WEIGHT: np.ones(3)},
+    )
+    assert (metrics["num_masked"], metrics["mlm_loss"], metrics["perplexity"]) == (0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("objective", PAIR_OBJECTIVES)
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "float64"])
+def test_every_weight_has_a_gradient_whatever_the_objective(objective, precision):
+    task, batch = PretrainingTask(objective), make_batch()
+    model = redraw(task.build_model(TINY, precision))
+    assert task.get_config() == {"pair_objective": objective}
+    with tf.GradientTape() as tape:
+        losses = averages(task.losses(model(inputs_of(batch), training=True), batch))
+        loss = tf.add_n(list(losses.values()))
+    assert loss.dtype == ("float64" if precision == "float64" else "float32")
+    gradients = tape.gradient(loss, [weight.value for weight in model.trainable_variables])
+    assert all(gradient is not None for gradient in gradients)
+    assert list(losses) == ["mlm_loss"] + [f"{objective}_loss"] * (objective != "none")
+    assert (features.NEXT_SENTENCE_LABEL in task.targets_dtypes) == (objective != "none")
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(UserError, match="'both'; it takes one of nsp, sop, none"):
+        PretrainingTask("both")
+
+
+LOAD_AND_RUN = """
+import sys
+import numpy as np
+import keras
+import keras_bert_app.model
+folder = sys.argv[1]
+model = keras.saving.load_model(f"{folder}/model.keras")
+np.savez(f"{folder}/outputs.npz", **model.predict_on_batch(dict(np.load(f"{folder}/batch.npz"))))
+token = model.get_layer("encoder").embeddings.token.embeddings
+token.assign(token * 2)
+np.savez(f"{folder}/doubled.npz", **model.predict_on_batch(dict(np.load(f"{folder}/batch.npz"))))
+print(*(name for name in sys.modules if name.startswith("keras_bert_app.")), "tensorflow_text" in sys.modules)
+"""
+
+
+def test_a_saved_model_is_the_same_in_a_process_that_imports_the_model_package_only(tmp_path):
+    model = redraw(PretrainingTask("nsp").build_model(TINY, "float32"))
+    inputs = {name: value.numpy() for name, value in inputs_of(make_batch()).items()}
+    np.savez(tmp_path / "batch.npz", **inputs)
+    model.save(tmp_path / "model.keras")
+    wanted = model.predict_on_batch(inputs)
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_RUN, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    *modules, has_tensorflow_text = process.stdout.split()
+    assert not [name for name in modules if name.split(".")[1] not in ("model", "features")]
+    assert has_tensorflow_text == "False"
+    outputs, doubled = np.load(tmp_path / "outputs.npz"), np.load(tmp_path / "doubled.npz")
+    assert set(outputs) == {features.MASKED_LOGITS, features.PAIR_LOGITS}
+    for name in outputs:
+        np.testing.assert_array_equal(outputs[name], wanted[name])
+    # The decoder is still tied: it follows the encoder's weights.
+    token = model.get_layer("encoder").embeddings.token.embeddings
+    token.assign(token * 2)
+    np.testing.assert_array_equal(
+        doubled[features.MASKED_LOGITS], model.predict_on_batch(inputs)[features.MASKED_LOGITS]
+    )
+    assert sum(tuple(weight.shape) == (50, 16) for weight in model.weights) == 1
