@@ -321,7 +321,10 @@ def _interrupted(number, frame):
     # An exception, so that temporary files are removed on the way out, which no second signal may cut short.
     for other in INTERRUPTS:
         signal.signal(other, signal.SIG_IGN)
-    print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+    # On a terminal the progress bar's line is still open.
+    new_line = "\n" if sys.stderr.isatty() else ""
+    message = "interrupted; the same command goes on from the last checkpoint, if there is one"
+    print(new_line + message, file=sys.stderr)
     raise SystemExit(128 + number)
 
 

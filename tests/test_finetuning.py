@@ -221,6 +221,11 @@ def test_a_metric_that_cannot_choose_a_checkpoint_is_refused(config):
         finetuning.describe(_changed(config, "train", metric="loss"), _RECORDS, None)
 
 
+def test_an_unknown_task_is_refused_with_those_there_are(config, tmp_path):
+    with pytest.raises(UserError, match=r"config\.task\.name is 'clasification'; there is classification$"):
+        finetuning.finetune(_changed(config, "task", name="clasification"), tmp_path / "run")
+
+
 def test_a_vocabulary_larger_than_the_embedding_is_refused(config):
     with pytest.raises(UserError, match=r"vocabulary_size is 9, but .*vocab\.txt has 11 pieces"):
         finetuning.describe(_changed(config, "encoder", vocabulary_size=9), _RECORDS, None)

@@ -38,6 +38,9 @@ def finetune(config: Config, workdir: Path) -> State:
     """
     if config.task.name == PretrainingTask.name:
         raise UserError(f"config.task.name is {config.task.name}; that is what `run.py pretrain` does")
+    if config.task.name not in TASKS:
+        known = ", ".join(name for name in TASKS if name != PretrainingTask.name)
+        raise UserError(f"config.task.name is {config.task.name!r}; there is {known}")
     strategy = assembly.start(config)
     parts = load_splits(config)
     pretrained = assembly.load_pretrained(config.init)
