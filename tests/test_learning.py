@@ -93,7 +93,7 @@ def test_texts_are_streamed_and_a_sample_of_them_is_kept(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"], ["\u200b"]])
 def test_texts_without_words_are_refused_and_nothing_is_written(tmp_path, texts):
-    with pytest.raises(UserError, match=r"vocab\.txt: nothing to learn a vocabulary from"):
+    with pytest.raises(UserError, match="^nothing to learn a vocabulary from"):
         learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 100, True)
     assert not list(tmp_path.iterdir())
 

@@ -67,7 +67,7 @@ def learn_vocabulary(
     most = int((vocabulary_size - len(SPECIAL_TOKENS)) * _ALPHABET_SHARE)
     alphabet = _alphabet(characters, tokenizer, most)
     if not alphabet:
-        raise UserError(f"{output}: nothing to learn a vocabulary from, the texts hold no words")
+        raise UserError("nothing to learn a vocabulary from, the texts hold no words")
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary_size,
         # The trainer numbers pieces of one character as it meets them in a hash table, other at each run, and

@@ -33,7 +33,13 @@ def learn(pattern: str, output: Path, vocabulary_size: int, lower_case: bool) ->
             yield from document.decode().split("\n")
 
     passes = iter((skipped, Skipped()))  # both skip the same
-    vocabulary, coverage = learn_vocabulary(lambda: lines(next(passes)), output, vocabulary_size, lower_case)
+    try:
+        vocabulary, coverage = learn_vocabulary(
+            lambda: lines(next(passes)), output, vocabulary_size, lower_case
+        )
+    except UserError as error:
+        left_out = f"; left out: {skipped}" if skipped.counts else ""
+        raise UserError(f"{pattern}: {error}{left_out}") from None
     summary = (
         f"{len(vocabulary):,} pieces in {output}; of the words in a sample of {coverage.num_texts:,} lines "
         f"{100 * coverage.known_words:.2f} % are known, {coverage.pieces_per_word:.2f} pieces a word"
