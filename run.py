@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from keras_bert_app import config as configuration
-from keras_bert_app.errors import UserError
+from keras_bert_app.errors import Stopped, UserError
 
 FLAGS = flags.FLAGS
 
@@ -338,6 +338,9 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + signal.SIGINT if stop.signal == signal.SIGINT else os.EX_TEMPFAIL)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

@@ -24,10 +24,11 @@ def _key(
     least: float | None = None,
     below: float | None = None,
     most: float | None = None,
+    may_change: bool = False,
 ):
-    """A key with its default, its meaning, and what values are possible."""
+    """A key with its default, its meaning, what values are possible, whether a begun run may change it."""
     possible = {"one_of": one_of, "least": least, "below": below, "most": most}
-    return field(default=default, metadata={"help": help} | possible)
+    return field(default=default, metadata={"help": help, "may_change": may_change} | possible)
 
 
 @dataclass(frozen=True)
@@ -152,20 +153,46 @@ class MaskingConfig:
 class TrainConfig:
     """How weights move."""
 
-    strategy: str = _key("none", "one device, or a replica per device", one_of=("none", "mirrored"))
+    strategy: str = _key(
+        "none",
+        "one device, a replica per device of this machine, or of all machines in TF_CONFIG",
+        one_of=("none", "mirrored", "multi_worker"),
+        may_change=True,
+    )
     num_devices: int | None = _key(
         None,
         "for mirrored: how many GPUs, or logical CPU devices where there is no GPU; None: all GPUs",
         least=1,
+        may_change=True,
     )
     precision: str = _key(
-        "float32", "dtype policy of the layers", one_of=("float32", "mixed_bfloat16", "float64")
+        "float32",
+        "dtype policy of the layers",
+        one_of=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
     )
     batch_size: int = _key(32, "examples an update, over all replicas", least=1)
+    accumulation: int = _key(
+        1,
+        "parts in which each replica computes its share of an update, to save memory",
+        least=1,
+        may_change=True,
+    )
+    jit: bool = _key(
+        False, "compile forward and backward pass by XLA, anew for each shape of a batch", may_change=True
+    )
     epochs: int = _key(3, "passes over the training set", least=1)
+    budget_minutes: float | None = _key(
+        None, "train for so long by the clock instead, evaluations included; the schedule follows", least=1e-3
+    )
+    optimizer: str = _key(
+        "adamw", "of Loshchilov and Hutter 2019, or You et al. 2020", one_of=("adamw", "lamb")
+    )
+    schedule: str = _key(
+        "linear", "of the learning rate after the warm-up", one_of=("linear", "cosine", "constant")
+    )
     learning_rate: float = _key(5e-5, "peak", least=0)
-    warmup_fraction: float = _key(0.1, "of all updates, before the linear decay to zero", least=0, below=1)
-    weight_decay: float = _key(0.01, "decoupled (AdamW); biases and layer normalisation excluded", least=0)
+    warmup_fraction: float = _key(0.1, "of the run, before the decay to zero", least=0, below=1)
+    weight_decay: float = _key(0.01, "decoupled; biases and layer normalisation excluded", least=0)
     clip_norm: float = _key(1.0, "global norm that the summed gradient is clipped to", least=1e-6)
     group_by_length: bool = _key(True, "batches of similar lengths, in random order")
     metric: str | None = _key(
@@ -174,10 +201,25 @@ class TrainConfig:
     patience: int | None = _key(None, "stop after so many evaluations without a better metric", least=1)
     evaluate_every: int | None = _key(None, "updates between evaluations; None: every epoch", least=1)
     checkpoint_every: int | None = _key(
-        None, "updates between checkpoints beside those of evaluations", least=1
+        None, "updates between checkpoints beside those of evaluations", least=1, may_change=True
     )
-    keep_checkpoints: int = _key(1, "newest checkpoints kept, beside the best", least=1)
+    keep_checkpoints: int = _key(2, "newest checkpoints kept, beside the best", least=1, may_change=True)
     deterministic: bool = _key(False, "TensorFlow's op determinism: slower, the same bits on every run")
+    peak_flops: float | None = _key(
+        None,
+        "of all devices together in this precision, a second; shows the model FLOP utilisation",
+        least=1,
+        may_change=True,
+    )
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One of the stretches that a run is made of, such as short sequences first, or small batches."""
+
+    share: float = _key(1.0, "of the run: of its epochs, or of its time; all together are 1", least=0, most=1)
+    train: str | None = _key(None, "trained on meanwhile; None: data.train")
+    batch_size: int | None = _key(None, "examples an update; None: train.batch_size", least=1)
 
 
 @dataclass(frozen=True)
@@ -196,6 +238,9 @@ class Config:
     prepare: PrepareConfig = PrepareConfig()
     masking: MaskingConfig = MaskingConfig()
     train: TrainConfig = TrainConfig()
+    phases: tuple[PhaseConfig, ...] = _key(
+        (), "for pretraining, in the config file: ({'share': 0.9, 'train': 'examples-128'}, {...}); (): one"
+    )
 
 
 def default():
@@ -249,6 +294,9 @@ def freeze(values: Mapping[str, Any]) -> Config:
     """
     config = _freeze(Config, values.to_dict() if hasattr(values, "to_dict") else values, "config")
     _check_heads(config.encoder)
+    total = sum(phase.share for phase in config.phases)
+    if config.phases and not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise UserError(f"the shares of config.phases add up to {total:g}; they have to make 1")
     return config
 
 
@@ -279,6 +327,17 @@ def documented_keys(section: type = Config, path: str = "") -> list[tuple[str, A
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain dicts, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def fixed_keys(config: Mapping[str, Any], section: type = Config) -> dict[str, Any]:
+    """A config as plain dicts without the keys that a run which goes on may change: devices and upkeep."""
+    hints = typing.get_type_hints(section)
+    fixed = {}
+    for key in dataclasses.fields(section):
+        if key.name in config and not key.metadata.get("may_change"):
+            nested = dataclasses.is_dataclass(hints[key.name])
+            fixed[key.name] = fixed_keys(config[key.name], hints[key.name]) if nested else config[key.name]
+    return fixed
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], path: str = "config") -> list[str]:
@@ -343,12 +402,23 @@ def _freeze(section: type, values: Mapping[str, Any], path: str):
             continue
         where, value = f"{path}.{key.name}", values[key.name]
         if dataclasses.is_dataclass(hints[key.name]):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where} is {value!r}; it takes a section of keys")
-            result[key.name] = _freeze(hints[key.name], value, where)
+            result[key.name] = _frozen_section(hints[key.name], value, where)
+        elif typing.get_origin(hints[key.name]) is tuple:
+            if not isinstance(value, list | tuple):
+                raise UserError(f"{where} is {value!r}; it takes a tuple of sections")
+            part_type = typing.get_args(hints[key.name])[0]
+            result[key.name] = tuple(
+                _frozen_section(part_type, part, f"{where}[{place}]") for place, part in enumerate(value)
+            )
         else:
             result[key.name] = _checked(where, value, hints[key.name], key.metadata)
     return section(**result)
+
+
+def _frozen_section(section: type, value: Any, where: str):
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {value!r}; it takes a section of keys")
+    return _freeze(section, value, where)
 
 
 def _checked(where: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:

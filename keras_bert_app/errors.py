@@ -1,4 +1,4 @@
-"""The one exception that means the user can mend it."""
+"""What ends a command early and is no defect: a mistake that the user can mend, a wish to stop."""
 
 
 class UserError(Exception):
@@ -6,3 +6,16 @@ class UserError(Exception):
 
     `run.py` prints it as one line and exits with code 2; it never shows a traceback for it.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved; the same command goes on.
+
+    signal: the number of the signal that came, None where it came to another process of the run. step: the
+    step that was saved.
+    """
+
+    def __init__(self, signal: int | None, step: int):
+        super().__init__(f"stopped; the checkpoint of step {step} is saved, the same command goes on from it")
+        self.signal = signal
+        self.step = step

@@ -67,9 +67,10 @@ def evaluate_test(workdir: Path) -> str:
     """
     predictor = Predictor(workdir)
     if predictor.task.name == PretrainingTask.name:
-        examples = pretraining.load_examples(predictor.config, HELD_OUT)
+        folder = pretraining.phase_folders(predictor.config)[-1]
+        examples = pretraining.load_examples(folder, HELD_OUT)
         pretraining.check_examples(predictor.config, examples, predictor.description)
-        return _evaluate(predictor, examples, f"held out of {predictor.config.data.train}", workdir)
+        return _evaluate(predictor, examples, f"held out of {folder}", workdir)
     records = finetuning.load_splits(predictor.config).test
     name = predictor.config.data.test or f"held out of {predictor.config.data.train} by hash"
     if not records:

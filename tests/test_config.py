@@ -67,6 +67,51 @@ def test_a_whole_number_will_do_where_a_number_is_taken():
     assert (value, type(value)) == (2.0, float)
 
 
+def test_phases_are_frozen_sections_that_go_through_json_and_back():
+    values = configuration.default()
+    values.phases = ({"share": 0.9, "train": "examples-128"}, {"share": 0.1, "batch_size": 8})
+    config = freeze(values)
+    assert [(phase.share, phase.train, phase.batch_size) for phase in config.phases] == [
+        (0.9, "examples-128", None),
+        (0.1, None, 8),
+    ]
+    assert freeze(json.loads(json.dumps(configuration.to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (({"share": 0.5},), "the shares of config.phases add up to 0.5; they have to make 1"),
+        (({"shares": 1.0},), "unknown key config.phases[0].shares"),
+        (({"share": 1.0, "batch_size": 0},), "config.phases[0].batch_size is 0; it takes at least 1"),
+        ((3,), "config.phases[0] is 3; it takes a section of keys"),
+        ("x", "config.phases is 'x'; it takes a tuple of sections"),
+    ],
+)
+def test_wrong_phases_are_refused(phases, message):
+    with pytest.raises(UserError) as error:
+        freeze({"phases": phases})
+    assert message in str(error.value)
+
+
+def test_what_a_begun_run_may_change_is_devices_and_upkeep():
+    everything = configuration.to_dict(Config())
+    fixed = configuration.fixed_keys(everything)
+    gone = everything["train"].keys() - fixed["train"].keys()
+    assert gone == {
+        "strategy",
+        "num_devices",
+        "accumulation",
+        "jit",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "peak_flops",
+    }
+    assert {name: section for name, section in fixed.items() if name != "train"} == {
+        name: section for name, section in everything.items() if name != "train"
+    }
+
+
 def test_heads_that_do_not_divide_the_width_are_refused_with_the_nearest_that_do():
     values = configuration.default()
     values.encoder.num_heads, values.encoder.hidden_dim = 7, 384
@@ -106,7 +151,7 @@ def test_flags_of_keys_and_what_follows_two_dashes_pass():
 def test_every_key_is_documented_with_its_default():
     keys = {key: (default, help) for key, default, help in configuration.documented_keys()}
     assert keys["train.batch_size"][0] == 32
-    assert "float32, mixed_bfloat16, float64" in keys["train.precision"][1]
+    assert "float32, mixed_bfloat16, mixed_float16, float64" in keys["train.precision"][1]
     assert all(help for _, help in keys.values())
 
 

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import textwrap
 
 import keras
+import killed
 import numpy as np
 import pytest
 
@@ -17,7 +14,7 @@ from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.vocabulary import Vocabulary
-from keras_bert_app.training import assembly, checkpoints, finetuning, workdir
+from keras_bert_app.training import assembly, finetuning, workdir
 
 _PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very", "the", "is"]
 
@@ -55,49 +52,10 @@ def _changed(config, section, **changes):
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
 
 
-_RUN = """
-    import json, os, signal, sys
-    from pathlib import Path
-    from keras_bert_app import config as configuration
-    from keras_bert_app.training import finetuning
-    from keras_bert_app.training.progress import Progress
-
-    content, workdir, last = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    advance = Progress.advance
-
-    def advance_or_die(progress, *arguments):
-        advance(progress, *arguments)
-        if progress.done == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Progress.advance = advance_or_die
-    finetuning.finetune(configuration.freeze(content), workdir)
-"""
-
-
-def _run(config, folder, last=-1):
-    arguments = [json.dumps(configuration.to_dict(config)), str(folder), str(last)]
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_RUN), *arguments], capture_output=True, text=True
-    )
-
-
 @pytest.mark.parametrize("strategy", ["none", "mirrored"])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(config, tmp_path, strategy):
     config = _changed(config, "train", strategy=strategy, num_devices=2 if strategy == "mirrored" else None)
-    whole = _run(config, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    killed = _run(config, tmp_path / "killed", last=8)
-    assert killed.returncode == -signal.SIGKILL
-    assert checkpoints.steps(tmp_path / "killed")[-1] == 6
-    resumed = _run(config, tmp_path / "killed")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on from the checkpoint of step 6" in resumed.stderr
-    assert checkpoints.steps(tmp_path / "killed") == checkpoints.steps(tmp_path / "whole")
-    for step in checkpoints.steps(tmp_path / "whole"):
-        one, other = (checkpoints.folder_of(tmp_path / name, step) for name in ("whole", "killed"))
-        for file in (checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.STATE):
-            assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    killed.assert_same_bits_when_killed("finetune", config, tmp_path, last=8, saved=6)
 
 
 def test_a_run_ends_with_the_best_checkpoint_as_a_keras_model(config, tmp_path):

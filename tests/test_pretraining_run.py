@@ -5,6 +5,7 @@ import json
 import shutil
 
 import keras
+import killed
 import numpy as np
 import pytest
 from absl import flags
@@ -12,7 +13,7 @@ from conftest import tiny_config, tiny_rows
 
 import run
 from keras_bert_app import evaluation
-from keras_bert_app.config import Config, complete_encoder
+from keras_bert_app.config import Config, PhaseConfig, complete_encoder
 from keras_bert_app.data.examples_store import MANIFEST
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle
@@ -136,6 +137,44 @@ def test_a_run_begun_again_from_its_middle_hides_the_same_tokens_and_ends_with_t
     for name in (checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.STATE):
         one, other = (checkpoints.folder_of(place / "run", steps[-1]) / name for place in (folder, tmp_path))
         assert one.read_bytes() == other.read_bytes(), name
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_run_killed_and_resumed_ends_with_the_same_bits_dropout_and_masking_on(folder, tmp_path, replicas):
+    config = read_config(
+        folder / "config.py",
+        encoder={"dropout": 0.1, "attention_dropout": 0.1},
+        train={
+            "strategy": "none" if replicas == 1 else "mirrored",
+            "num_devices": replicas,
+            "epochs": 1,
+            "checkpoint_every": 4,
+            "deterministic": True,
+        },
+    )
+    killed.assert_same_bits_when_killed("pretrain", config, tmp_path, last=6, saved=4)
+
+
+def test_phases_take_short_sequences_first_and_small_batches(folder, tmp_path):
+    config = read_config(folder / "config.py", text={"max_length": 16}, prepare={"held_out": 0.1})
+    pretraining.prepare(config, str(folder / "corpus"), tmp_path / "short", 1)
+    config = read_config(folder / "config.py", train={"epochs": 2})
+    phases = (
+        PhaseConfig(share=0.25, train=str(tmp_path / "short"), batch_size=8),
+        PhaseConfig(share=0.5, train=str(tmp_path / "short")),
+        PhaseConfig(share=0.25),
+    )
+    state = pretraining.pretrain(dataclasses.replace(config, phases=phases), tmp_path / "run")
+    sizes = [
+        json.loads((place / MANIFEST).read_text())["splits"]["train"]["num_examples"]
+        for place in (tmp_path / "short", folder / "examples")
+    ]
+    short, small, long = -(-sizes[0] // 16), -(-sizes[0] // 8), -(-sizes[1] // 16)
+    assert state.step == round(0.5 * small) + short + round(0.5 * long) and state.phase == 2
+    evaluation.evaluate_test(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    held_out = json.loads((folder / "examples" / MANIFEST).read_text())["splits"]["held_out"]
+    assert report["metrics"]["num_examples"] == held_out["num_examples"]
 
 
 def test_a_classifier_starts_from_the_encoder(folder, tmp_path, capsys):

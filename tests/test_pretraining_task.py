@@ -76,11 +76,16 @@ def redraw(model):
     return model
 
 
-def averages(columns):
+def averages(task, columns, batch):
     """Each column's mean by its weights."""
+    weights = {
+        name: tf.cast(value, columns[name].dtype)
+        for name, value in task.weights(batch).items()
+        if name in columns
+    }
     return {
-        name: tf.reduce_sum(values * weights) / tf.reduce_sum(weights)
-        for name, (values, weights) in columns.items()
+        name: tf.reduce_sum(values * weights[name]) / tf.reduce_sum(weights[name])
+        for name, values in columns.items()
     }
 
 
@@ -152,7 +157,7 @@ def test_loss_and_every_gradient_are_those_of_transformers(activation, dtype, fl
     for name, tensors in values.items():
         assign(model.get_layer(name), tensors, "transformers")
     with tf.GradientTape() as tape:
-        losses = averages(task.losses(model(inputs_of(batch), training=False), batch))
+        losses = averages(task, task.losses(model(inputs_of(batch), training=False), batch), batch)
         loss = tf.add_n(list(losses.values()))
     variables = {
         (name, path): weight
@@ -186,7 +191,7 @@ def test_predictions_that_stand_for_nothing_change_nothing():
     results = []
     for rows in (batch, wide, fill):
         outputs = model(inputs_of(rows), training=False)
-        results.append(averages(task.losses(outputs, rows) | task.measures(outputs, rows)))
+        results.append(averages(task, task.losses(outputs, rows) | task.measures(outputs, rows), rows))
         metrics = task.metrics(
             {name: value.numpy() for name, value in task.predictions(outputs, rows).items()},
             {features.WEIGHT: rows[features.WEIGHT].numpy()},
@@ -213,7 +218,7 @@ def test_accuracies_count_the_highest_logits():
         features.NEXT_SENTENCE_LABEL: tf.constant([0, 1]),
         features.WEIGHT: tf.ones(2),
     }
-    measures = averages(task.measures(outputs, batch))
+    measures = averages(task, task.measures(outputs, batch), batch)
     assert float(measures["mlm_accuracy"]) == pytest.approx(2 / 3)
     assert float(measures["nsp_accuracy"]) == 0.5
 
@@ -234,7 +239,7 @@ def test_every_weight_has_a_gradient_whatever_the_objective(objective, precision
     model = redraw(task.build_model(TINY, precision))
     assert task.get_config() == {"pair_objective": objective}
     with tf.GradientTape() as tape:
-        losses = averages(task.losses(model(inputs_of(batch), training=True), batch))
+        losses = averages(task, task.losses(model(inputs_of(batch), training=True), batch), batch)
         loss = tf.add_n(list(losses.values()))
     assert loss.dtype == ("float64" if precision == "float64" else "float32")
     gradients = tape.gradient(loss, [weight.value for weight in model.trainable_variables])

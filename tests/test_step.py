@@ -1,49 +1,176 @@
-"""An update on two replicas against the same update on one."""
+"""An update on two replicas, by two workers and in two parts against the same update at once."""
 
 import itertools
 import json
+import os
+import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import updates
 
 from keras_bert_app import features
-from keras_bert_app.config import ENCODER_DEFAULTS, TrainConfig
+from keras_bert_app.config import TrainConfig
 from keras_bert_app.tasks.classification import ClassificationTask
-from keras_bert_app.tasks.pretraining import PretrainingTask
-from keras_bert_app.text.masking import TokenMasker
-from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
-from keras_bert_app.training.optimization import make_optimizer
-from keras_bert_app.training.step import make_predict_step, make_train_step
+from keras_bert_app.training.loop import Trainer
+from keras_bert_app.training.optimization import learning_rate, make_optimizer
+from keras_bert_app.training.plan import State
+from keras_bert_app.training.step import Controls, make_predict_step, make_train_step, replica_major
 from keras_bert_app.training.strategy import make_strategy
 
-_STEPS = 20
-_CLIP = 0.05
-_SIZES = [8] * 17 + [1, 2, 5]
+OPTIMIZERS = ("adamw", "lamb")
+BOUNDS = [("float64", 1e-12), ("float32", 1e-4)]
+_REPOSITORY = Path(__file__).parents[1]
 
 
-def _tiny(**changes):
-    wanted = {
-        "vocabulary_size": 40,
-        "num_layers": 2,
-        "num_heads": 2,
-        "hidden_dim": 32,
-        "intermediate_dim": 64,
-    }
-    wanted |= {"max_positions": 16, "dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.1}
-    return type(ENCODER_DEFAULTS)(**vars(ENCODER_DEFAULTS) | wanted | changes)
+def _relative_difference(optimizer, precision, **other):
+    """L2 of the difference after all updates over that of the movement, in all weights."""
+    start, one, _ = updates.run(optimizer, precision)
+    other_start, two, _ = updates.run(optimizer, precision, **other)
+    np.testing.assert_array_equal(start, other_start)
+    return np.linalg.norm(two - one) / np.linalg.norm(one - start)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("precision", "bound"), BOUNDS)
+@pytest.mark.parametrize(
+    "other", [{"replicas": 2}, {"accumulation": 2}, {"replicas": 2, "accumulation": 3}], ids=str
+)
+def test_replicas_and_parts_make_the_update_of_one_with_uneven_masked_counts(
+    optimizer, precision, bound, other
+):
+    assert _relative_difference(optimizer, precision, **other) <= bound
+
+
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_compiled_step_makes_the_same_update(replicas):
+    assert _relative_difference("adamw", "float64", replicas=replicas, jit=True) <= 1e-12
+
+
+def run_workers(folder, program, *arguments):
+    """Run a Python program as two workers on this machine; their outputs go to FOLDER/INDEX.log."""
+    with socket.socket() as one, socket.socket() as other:
+        for listener in (one, other):
+            listener.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in (one, other)]
+    workers = []
+    for index in range(2):
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        with open(folder / f"{index}.log", "wb") as log:
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, program, *arguments],
+                    cwd=_REPOSITORY,
+                    env=os.environ | {"TF_CONFIG": json.dumps(cluster), "PYTHONPATH": str(_REPOSITORY)},
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+    codes = [worker.wait(timeout=300) for worker in workers]
+    assert codes == [0, 0], [(folder / f"{index}.log").read_text()[-2000:] for index in range(2)]
+
+
+def test_two_workers_make_the_update_of_one_process(tmp_path):
+    run_workers(tmp_path, updates.__file__, str(tmp_path))
+    for optimizer, (precision, bound) in itertools.product(OPTIMIZERS, BOUNDS):
+        start, one, _ = updates.run(optimizer, precision)
+        movement = np.linalg.norm(one - start)
+        for index in range(2):
+            two = np.load(tmp_path / f"{optimizer}-{precision}-{index}.npy")
+            assert np.linalg.norm(two - one) <= bound * movement, (optimizer, precision, index)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_scalars_are_those_of_the_global_batch(replicas):
+    _, _, expected = updates.run("adamw", "float64")
+    _, _, scalars = updates.run("adamw", "float64", replicas=replicas, accumulation=2)
+    assert scalars == pytest.approx(expected, rel=1e-9)
+    assert {"loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "gradient_norm"} < scalars.keys()
+
+
+def test_clipping_before_the_sum_would_be_noticed(monkeypatch):
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+
+    def clip_then_reduce(replica, operation, value, options=None):
+        if isinstance(value, tuple):
+            value = (tf.clip_by_global_norm(value[0], 2 * updates.CLIP)[0], *value[1:])
+        return all_reduce(replica, operation, value, options)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", clip_then_reduce)
+    run = updates.run.__wrapped__
+    # What was clipped before the sum is left as it is after it.
+    step_of = updates.make_train_step
+    monkeypatch.setattr(
+        updates,
+        "make_train_step",
+        lambda s, m, t, o, train, *rest: step_of(s, m, t, o, _unclipped(train), *rest),
+    )
+    start, one, _ = run("adamw", "float64")
+    _, two, _ = run("adamw", "float64", replicas=2)
+    assert np.linalg.norm(two - one) / np.linalg.norm(one - start) > 1e-3
+
+
+def _unclipped(train):
+    return TrainConfig(**vars(train) | {"clip_norm": 1e9})
+
+
+def test_the_learning_rate_is_not_zero_at_the_first_update():
+    train = updates.settings()
+    strategy, _, model, optimizer, step = updates.built(train)
+    start = updates.flat(strategy, model.weights)
+    step(tf.constant(0, tf.int64), updates.batch(0), updates.controls(train, 0))
+    assert np.linalg.norm(updates.flat(strategy, model.weights) - start) > 1e-4
+    assert float(optimizer.learning_rate.numpy()) == np.float32(learning_rate(train, 0, updates.STEPS)) > 0
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_a_gradient_that_is_not_finite_on_one_replica_is_not_applied(replica):
+    train = updates.settings(replicas=2)
+    strategy, _, model, optimizer, step = updates.built(train)
+    step(tf.constant(0, tf.int64), updates.batch(0), updates.controls(train, 0))
+    variables = [*model.weights, *optimizer.variables]
+    before = updates.flat(strategy, variables)
+    weights = np.ones(updates.ROWS, "float32")
+    weights[2 + replica] = np.inf
+    batch = updates.batch(1) | {features.WEIGHT: tf.constant(weights)}
+    scalars = step(tf.constant(1, tf.int64), batch, updates.controls(train, 1))
+    assert not scalars["finite"]
+    np.testing.assert_array_equal(updates.flat(strategy, variables), before)
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_an_overflow_of_float16_on_one_replica_skips_the_update_on_both_and_lowers_the_scale(
+    replica, tmp_path
+):
+    train = updates.settings(precision="mixed_float16", replicas=2)
+    strategy, task, model, optimizer, step = updates.built(train)
+    trainer = Trainer(strategy, model, task, optimizer, train, 11, tmp_path)
+    state = State(loss_scale=2.0**15)
+    trainer._update(step, state, updates.batch(0), Controls(1e-3, state.loss_scale))
+    assert (state.loss_scale, state.good_steps) == (2.0**15, 1)
+    local = strategy.experimental_local_results
+    before = [[part.numpy() for part in local(v.value)] for v in [*model.weights, *optimizer.variables]]
+    # A weight so large that the scaled gradient of this row, on this replica, leaves float16's range.
+    weights = np.ones(updates.ROWS, "float32")
+    weights[2 + replica] = 1e9
+    batch = updates.batch(1) | {features.WEIGHT: tf.constant(weights)}
+    state.loss_scale = 2.0**24
+    state.step = 1
+    trainer._update(step, state, batch, Controls(1e-3, state.loss_scale))
+    assert (state.loss_scale, state.good_steps) == (2.0**23, 0)
+    for variable, values in zip([*model.weights, *optimizer.variables], before, strict=True):
+        for part, value in zip(local(variable.value), values, strict=True):
+            np.testing.assert_array_equal(part.numpy(), value, err_msg=variable.path)
 
 
 def _task():
     return ClassificationTask(["a", "b", "c"], [features.TEXT])
-
-
-def _strategy(replicas):
-    return make_strategy(TrainConfig(strategy="none" if replicas == 1 else "mirrored", num_devices=replicas))
 
 
 def _batch(size, seed):
@@ -62,163 +189,53 @@ def _batch(size, seed):
     }
 
 
-def _built(replicas, precision="float32", clip=_CLIP, step_of=make_train_step, **encoder):
-    strategy, task = _strategy(replicas), _task()
-    train = TrainConfig(learning_rate=1e-3, warmup_fraction=0.1, clip_norm=clip)
+def _classifier(replicas, precision="float32", **changes):
+    train = updates.settings(precision=precision, replicas=replicas, **changes)
+    strategy, task = make_strategy(train), _task()
     with strategy.scope():
         keras.utils.set_random_seed(3)
-        model = task.build_model(_tiny(**encoder), precision)
-        optimizer = make_optimizer(train, _STEPS + 5, model)
-    return strategy, model, optimizer, step_of(strategy, model, task, optimizer, clip, 11)
+        model = task.build_model(updates.tiny_encoder(), precision)
+        optimizer = make_optimizer(train, model)
+    return train, strategy, model, make_train_step(strategy, model, task, optimizer, train, 11)
 
 
-def _flat(strategy, variables):
-    local = strategy.experimental_local_results
-    return np.concatenate([local(v.value)[0].numpy().astype("float64").ravel() for v in variables])
-
-
-def _train(replicas, precision, step_of=make_train_step):
-    strategy, model, optimizer, step = _built(replicas, precision, step_of=step_of)
-    start = _flat(strategy, model.weights)
-    norms = []
-    for number, size in enumerate(_SIZES):
-        scalars = step(tf.constant(number, tf.int64), _batch(size, number))
-        assert scalars["finite"]
-        norms.append(float(scalars["gradient_norm"]))
-    return start, _flat(strategy, model.weights), norms
-
-
-def _relative_difference(precision, step_of=make_train_step):
-    start, one, norms = _train(1, precision)
-    other_start, two, _ = _train(2, precision, step_of)
-    np.testing.assert_array_equal(start, other_start)
-    assert sum(norm > _CLIP for norm in norms) >= 15
-    movement = np.linalg.norm(one - start)
-    assert movement > 0.01 * np.linalg.norm(start)
-    return np.linalg.norm(two - one) / movement
-
-
-@pytest.mark.parametrize(("precision", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
-def test_two_replicas_make_the_same_weights_as_one(precision, bound):
-    assert _relative_difference(precision) <= bound
-
-
-def _pretraining_batch(seed):
-    """Nine rows, so that one of two replicas has one more, of lengths that leave uneven masked counts."""
-    random = np.random.default_rng(seed)
-    lengths = random.integers(3, 17, 9)
-    mask = np.arange(16)[None] < lengths[:, None]
-    second = mask & (np.arange(16) >= lengths[:, None] // 2)
-    return {
-        features.TOKEN_IDS: tf.constant(np.where(mask, random.integers(5, 40, mask.shape), 0), tf.int32),
-        features.SEGMENT_IDS: tf.constant(second, tf.int32),
-        features.PADDING_MASK: tf.constant(mask),
-        features.NEXT_SENTENCE_LABEL: tf.constant(random.integers(0, 2, 9), tf.int32),
-        features.WEIGHT: tf.ones([9]),
-    }
-
-
-def _pretrain(replicas, precision):
-    """-> weights before and after, the last step's scalars, metrics of the last batch; masking is on."""
-    strategy, task = _strategy(replicas), PretrainingTask("nsp")
-    with strategy.scope():
-        keras.utils.set_random_seed(3)
-        model = task.build_model(_tiny(), precision)
-        optimizer = make_optimizer(TrainConfig(learning_rate=1e-3, clip_norm=_CLIP), _STEPS, model)
-    vocabulary = Vocabulary((*SPECIAL_TOKENS, *(f"word{number}" for number in range(35))))
-    masker = TokenMasker(vocabulary, "word", rate=0.3)
-    step = make_train_step(strategy, model, task, optimizer, _CLIP, 11, masker)
-    start = _flat(strategy, model.weights)
-    for number in range(_STEPS):
-        batch = _pretraining_batch(number)
-        scalars = step(tf.constant(number, tf.int64), batch)
-        assert scalars["finite"] and scalars["gradient_norm"] > _CLIP
-    rows = {}
-    for name, parts in make_predict_step(strategy, model, task, masker)(batch).items():
-        rows[name] = np.zeros(9)
-        for replica, part in enumerate(parts):
-            rows[name][replica::replicas] = part.numpy()
-    # The two replicas' shares of the loss have other weights.
-    assert rows["num_masked"][::2].sum() != rows["num_masked"][1::2].sum() > 0
-    metrics = task.metrics(rows, {features.WEIGHT: np.ones(9)})
-    return start, _flat(strategy, model.weights), scalars, metrics
-
-
-@pytest.mark.parametrize(("precision", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
-def test_two_replicas_pretrain_the_same_weights_as_one_with_uneven_masked_counts(precision, bound):
-    start, one, scalars, metrics = _pretrain(1, precision)
-    other_start, two, other_scalars, other_metrics = _pretrain(2, precision)
-    np.testing.assert_array_equal(start, other_start)
-    movement = np.linalg.norm(one - start)
-    assert movement > 0.01 * np.linalg.norm(start)
-    assert np.linalg.norm(two - one) <= bound * movement
-    for name, value in scalars.items():
-        assert float(other_scalars[name]) == pytest.approx(float(value), rel=1e-3), name
-    assert other_metrics == pytest.approx(metrics, rel=1e-3)
-
-
-def test_clipping_before_the_sum_would_be_noticed(monkeypatch):
-    clip = tf.clip_by_global_norm
-
-    def clipped_before_the_sum(*arguments):
-        all_reduce = tf.distribute.ReplicaContext.all_reduce
-
-        def clip_then_reduce(replica, operation, value, options=None):
-            if isinstance(value, tuple):
-                value = (clip(value[0], _CLIP)[0], value[1])
-            return all_reduce(replica, operation, value, options)
-
-        monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", clip_then_reduce)
-        monkeypatch.setattr(
-            tf, "clip_by_global_norm", lambda values, _: (values, tf.linalg.global_norm(values))
-        )
-        return make_train_step(*arguments)
-
-    assert _relative_difference("float64", clipped_before_the_sum) > 1e-3
-
-
-def test_the_learning_rate_is_not_zero_at_the_first_update():
-    strategy, model, _, step = _built(1)
-    start = _flat(strategy, model.weights)
-    step(tf.constant(0, tf.int64), _batch(8, 0))
-    assert np.linalg.norm(_flat(strategy, model.weights) - start) > 1e-4
-
-
-@pytest.mark.parametrize("replica", [0, 1])
-def test_a_gradient_that_is_not_finite_on_one_replica_is_not_applied(replica):
-    strategy, model, optimizer, step = _built(2)
-    step(tf.constant(0, tf.int64), _batch(8, 0))
-    before = _flat(strategy, [*model.weights, *optimizer.variables])
-    batch = _batch(8, 1)
-    weights = batch[features.WEIGHT].numpy()
-    weights[2 + replica] = np.inf
-    scalars = step(tf.constant(1, tf.int64), batch | {features.WEIGHT: tf.constant(weights)})
-    assert not scalars["finite"]
-    np.testing.assert_array_equal(_flat(strategy, [*model.weights, *optimizer.variables]), before)
+def test_two_replicas_train_the_same_classifier_as_one_with_weighted_rows_and_few():
+    ends = {}
+    for replicas in (1, 2):
+        train, strategy, model, step = _classifier(replicas, "float64")
+        start = updates.flat(strategy, model.weights)
+        for number, size in enumerate([8, 8, 5, 2, 1, 8]):
+            step(tf.constant(number, tf.int64), _batch(size, number), updates.controls(train, number))
+        ends[replicas] = updates.flat(strategy, model.weights)
+    assert np.linalg.norm(ends[2] - ends[1]) <= 1e-12 * np.linalg.norm(ends[1] - start)
 
 
 def test_the_loss_is_the_weighted_mean_over_the_global_batch():
-    strategy, model, _, step = _built(2)
+    train, _, model, step = _classifier(2)
     batch = _batch(7, 4)
-    logits = (
-        model({name: batch[name] for name in features.ENCODER_INPUTS})[features.LOGITS]
-        .numpy()
-        .astype("float64")
-    )
+    logits = model({name: batch[name] for name in features.ENCODER_INPUTS})[features.LOGITS]
+    logits = logits.numpy().astype("float64")
     labels, weights = batch[features.LABEL].numpy(), batch[features.WEIGHT].numpy()
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]
-    scalars = step(tf.constant(0, tf.int64), batch)
+    scalars = step(tf.constant(0, tf.int64), batch, updates.controls(train, 0))
     assert float(scalars["loss"]) == pytest.approx((losses * weights).sum() / weights.sum(), rel=1e-5)
+
+
+def test_what_processes_say_is_summed_or_averaged_over_the_replicas():
+    train, _, _, step = _classifier(2)
+    controls = updates.controls(train, 0, seconds=12.5, stop=1.0)
+    scalars = step(tf.constant(0, tf.int64), _batch(4, 0), controls)
+    assert (float(scalars["seconds"]), float(scalars["stop"])) == (12.5, 2.0)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_predictions_of_two_replicas_are_those_of_one_row_by_row(rows):
-    strategy, model, _, _ = _built(2)
+    _, strategy, model, _ = _classifier(2)
     batch = _batch(rows, 2)
-    parts = make_predict_step(strategy, model, _task())(batch)[features.LOGITS]
+    values = make_predict_step(strategy, model, _task())(batch)[features.LOGITS].numpy()
     expected = model({name: batch[name] for name in features.ENCODER_INPUTS})[features.LOGITS].numpy()
-    for replica, part in enumerate(parts):
-        np.testing.assert_allclose(part.numpy(), expected[replica::2], rtol=1e-4, atol=1e-6)
+    order = replica_major(range(rows), 2)
+    np.testing.assert_allclose(values, expected[order], rtol=1e-4, atol=1e-6)
 
 
 _MASKS = """

@@ -63,25 +63,33 @@ def record_texts(records: Sequence[Record]) -> list[list[bytes]]:
 
 @dataclass(frozen=True)
 class Batches:
-    """An endless training order in which any step can be computed without those before it."""
+    """An endless training order in which any step can be computed without those before it.
+
+    phase: which stretch of the run this is; each has an order of its own.
+    """
 
     examples: Examples
     batch_size: int
     seed: int
     group_by_length: bool
+    phase: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch; the last of them in the making may be smaller."""
         return -(-len(self.examples) // self.batch_size)
 
-    def __getitem__(self, step: int) -> dict[str, tf.Tensor]:
-        """The batch of global step `step`, counted from 0 over all epochs."""
+    def rows(self, step: int) -> np.ndarray:
+        """The numbers of the examples of step `step`, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return self.examples.batch(self._order(epoch)[place])
+        return self._order(epoch)[place]
+
+    def __getitem__(self, step: int) -> dict[str, tf.Tensor]:
+        """The batch of these examples."""
+        return self.examples.batch(self.rows(step))
 
     def _order(self, epoch: int) -> list[np.ndarray]:
-        return _cached_order(self, epoch)
+        return _cached_order(self, (self.phase << 32) + epoch)
 
     def __hash__(self) -> int:
         return id(self)

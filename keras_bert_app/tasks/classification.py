@@ -102,15 +102,24 @@ class ClassificationTask:
     def preparation(self, config: Config, vocabulary: Vocabulary) -> None:
         """What is done to batches before the model sees them: nothing."""
 
-    def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
-        """Name -> (cross entropy [B] in nats, weights [B]); averaged over the global batch's weights."""
+    def losses(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Name -> cross entropy in nats, [B]."""
         logits = outputs[features.LOGITS]
-        loss = keras.ops.sparse_categorical_crossentropy(batch[features.LABEL], logits, from_logits=True)
-        return {"loss": (loss, tf.cast(batch[features.WEIGHT], loss.dtype))}
+        return {
+            "loss": keras.ops.sparse_categorical_crossentropy(batch[features.LABEL], logits, from_logits=True)
+        }
 
-    def measures(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
-        """Name -> (values [B], weights [B]) to show during training beside the losses: none."""
+    def measures(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Name -> values to show during training beside the losses: none."""
         return {}
+
+    def weights(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The weights by which the loss is averaged over the global batch, float32 [B]."""
+        return {"loss": batch[features.WEIGHT]}
 
     def predictions(
         self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]

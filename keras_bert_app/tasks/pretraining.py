@@ -93,26 +93,40 @@ class PretrainingTask:
         """
         return TokenMasker(vocabulary, **to_dict(config.masking))
 
-    def losses(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
-        """Name -> (cross entropy in nats, weights), [B, P] for masked tokens, [B] for pairs.
-
-        Each is averaged over the global batch's weights: over masked tokens, and over rows.
-        """
-        masked = _cross_entropy(batch[features.MASKED_IDS], outputs[features.MASKED_LOGITS])
-        losses = {"mlm_loss": (masked, self._masked_weights(batch, masked.dtype))}
+    def losses(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Name -> cross entropy in nats, [B, P] for masked tokens, [B] for pairs."""
+        losses = {"mlm_loss": _cross_entropy(batch[features.MASKED_IDS], outputs[features.MASKED_LOGITS])}
         if self.pairs:
-            pair = _cross_entropy(batch[features.NEXT_SENTENCE_LABEL], outputs[features.PAIR_LOGITS])
-            losses[f"{self.pair_objective}_loss"] = (pair, tf.cast(batch[features.WEIGHT], pair.dtype))
+            losses[f"{self.pair_objective}_loss"] = _cross_entropy(
+                batch[features.NEXT_SENTENCE_LABEL], outputs[features.PAIR_LOGITS]
+            )
         return losses
 
-    def measures(self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]) -> dict[str, tuple]:
-        """Name -> (whether it was right, weights), shaped and averaged as the losses; for the eye alone."""
-        masked = _correct(batch[features.MASKED_IDS], outputs[features.MASKED_LOGITS])
-        measures = {"mlm_accuracy": (masked, self._masked_weights(batch, masked.dtype))}
+    def measures(
+        self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Name -> whether it was right, shaped as the losses; for the eye alone."""
+        measures = {"mlm_accuracy": _correct(batch[features.MASKED_IDS], outputs[features.MASKED_LOGITS])}
         if self.pairs:
-            pair = _correct(batch[features.NEXT_SENTENCE_LABEL], outputs[features.PAIR_LOGITS])
-            measures[f"{self.pair_objective}_accuracy"] = (pair, tf.cast(batch[features.WEIGHT], pair.dtype))
+            measures[f"{self.pair_objective}_accuracy"] = _correct(
+                batch[features.NEXT_SENTENCE_LABEL], outputs[features.PAIR_LOGITS]
+            )
         return measures
+
+    def weights(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """By which each loss and measure is averaged over the global batch: float32 [B, P] or [B].
+
+        0 for padding, and for rows that only fill up a batch: means are over masked tokens, and over rows.
+        """
+        masked = batch[features.MASKED_WEIGHTS] * batch[features.WEIGHT][:, None]
+        weights = {"mlm_loss": masked, "mlm_accuracy": masked}
+        if self.pairs:
+            weights |= dict.fromkeys(
+                (f"{self.pair_objective}_loss", f"{self.pair_objective}_accuracy"), batch[features.WEIGHT]
+            )
+        return weights
 
     def predictions(
         self, outputs: Mapping[str, tf.Tensor], batch: Mapping[str, tf.Tensor]
@@ -122,7 +136,7 @@ class PretrainingTask:
         Beside them `num_masked`, float32 [B]. The logits of all rows would fill any memory.
         """
         rows = {"num_masked": tf.reduce_sum(batch[features.MASKED_WEIGHTS], axis=1)}
-        for name, (values, _) in (self.losses(outputs, batch) | self.measures(outputs, batch)).items():
+        for name, values in (self.losses(outputs, batch) | self.measures(outputs, batch)).items():
             if name.startswith("mlm_"):
                 values = tf.reduce_sum(values * tf.cast(batch[features.MASKED_WEIGHTS], values.dtype), axis=1)
             rows[name] = values
@@ -160,11 +174,6 @@ class PretrainingTask:
             "perplexity": float(np.exp(means["mlm_loss"])),
             "mlm_log_likelihood": -means["mlm_loss"],
         } | means
-
-    @staticmethod
-    def _masked_weights(batch, dtype):
-        """[B, P], 0 where the row only fills up a batch."""
-        return tf.cast(batch[features.MASKED_WEIGHTS] * batch[features.WEIGHT][:, None], dtype)
 
 
 def _cross_entropy(label_ids, logits):

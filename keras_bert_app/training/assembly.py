@@ -1,13 +1,14 @@
 """What every run is put together from: devices, weights to start from, the network, the folder, the loop."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_bert_app.config import Config, complete_encoder
+from keras_bert_app.config import Config, PhaseConfig, complete_encoder
 from keras_bert_app.convert import huggingface
 from keras_bert_app.convert.pretrained import Pretrained, assign
 from keras_bert_app.data import sources
@@ -18,10 +19,11 @@ from keras_bert_app.files import atomic_file
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
 from keras_bert_app.training import workdir as folders
-from keras_bert_app.training.loop import State, Trainer
+from keras_bert_app.training.loop import Trainer
 from keras_bert_app.training.optimization import make_optimizer
+from keras_bert_app.training.plan import Plan, State
 from keras_bert_app.training.progress import say
-from keras_bert_app.training.strategy import make_strategy
+from keras_bert_app.training.strategy import is_chief, make_strategy, mean_over_replicas
 
 
 def start(config: Config) -> tf.distribute.Strategy:
@@ -128,11 +130,14 @@ def describe(config: Config, task: Any, pretrained: Pretrained | None) -> folder
 def open_run(
     workdir: Path,
     config: Config,
+    strategy: tf.distribute.Strategy,
     description: folders.ModelDescription,
     data_sha256: str,
     pretrained: Pretrained | None,
 ) -> None:
     """Make the run's folder, or check that the one that is there is of the same run; record the start.
+
+    Of several workers the first does it, and the others wait.
 
     Args:
         data_sha256: of what the run is trained on.
@@ -140,9 +145,11 @@ def open_run(
     Raises:
         UserError: the folder is another run's, or holds other things.
     """
-    folders.open_for_training(workdir, config)
-    description.save(workdir, data_sha256)
-    write_provenance(workdir, config, pretrained)
+    if is_chief(strategy):
+        folders.open_for_training(workdir, config)
+        description.save(workdir, data_sha256)
+        write_provenance(workdir, config, pretrained)
+    mean_over_replicas(strategy, 0.0)
 
 
 def fit(
@@ -151,31 +158,59 @@ def fit(
     strategy: tf.distribute.Strategy,
     description: folders.ModelDescription,
     pretrained: Pretrained | None,
-    train: Examples | ExampleStore,
+    train: Sequence[Examples | ExampleStore],
     evaluation: Examples | ExampleStore,
 ) -> State:
     """Build the model, train it in the opened folder to the end, and leave the best one as model.keras.
 
+    Args:
+        train: the examples of each of `phases_of(config)`.
+
     Raises:
         UserError: the weights don't fit, or a gradient isn't finite.
+        Stopped: the run was asked to stop, and has saved.
     """
     task = description.task
-    batches = Batches(train, config.train.batch_size, config.seed, config.train.group_by_length)
+    plan = make_plan(config, train)
     with strategy.scope():
         model = task.build_model(description.encoder, config.train.precision)
         if pretrained:
             initialise(model, pretrained)
-        optimizer = make_optimizer(config.train, batches.steps_per_epoch * config.train.epochs, model)
+        optimizer = make_optimizer(config.train, model)
     say(
-        f"{len(train):,} training, {len(evaluation):,} evaluation examples; "
-        f"{model.count_params():,} weights; {strategy.num_replicas_in_sync} replica(s), "
+        f"{', '.join(f'{len(examples):,}' for examples in train)} training, {len(evaluation):,} evaluation "
+        f"examples; {model.count_params():,} weights; {strategy.num_replicas_in_sync} replica(s), "
         f"{config.train.precision}"
     )
     prepare = task.preparation(config, description.vocabulary)
     trainer = Trainer(strategy, model, task, optimizer, config.train, config.seed, workdir, prepare)
-    state = trainer.fit(batches, evaluation)
-    save_keras_model(workdir)
+    state = trainer.fit(plan, evaluation)
+    if is_chief(strategy):
+        save_keras_model(workdir)
     return state
+
+
+def phases_of(config: Config) -> tuple[PhaseConfig, ...]:
+    """The stretches of a run: those of the config, else one."""
+    return config.phases or (PhaseConfig(),)
+
+
+def make_plan(config: Config, train: Sequence[Examples | ExampleStore]) -> Plan:
+    """Which batch each update takes; `train` are the examples of each phase."""
+    phases = [
+        (
+            phase.share,
+            Batches(
+                examples,
+                phase.batch_size or config.train.batch_size,
+                config.seed,
+                config.train.group_by_length,
+                number,
+            ),
+        )
+        for number, (phase, examples) in enumerate(zip(phases_of(config), train, strict=True))
+    ]
+    return Plan(config.train, phases)
 
 
 def initialise(model: keras.Model, pretrained: Pretrained) -> None:

@@ -6,6 +6,7 @@ checkpoints/step-00000610/state.json             what the loop knows: see loop.S
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -20,6 +21,11 @@ from safetensors.numpy import load_file, save_file
 
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_directory
+
+
+class Unreadable(UserError):
+    """A file of a checkpoint is missing or broken."""
+
 
 _NAME = re.compile(r"step-(\d{8,})")
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -53,6 +59,9 @@ def save(
             save_file(values_by_path(model.weights), temporary / MODEL)
             save_file(values_by_path(optimizer.variables), temporary / OPTIMIZER)
             (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            # Else a rename can outlive a power cut and its files not.
+            for written in (*temporary.iterdir(), temporary):
+                _flush(written)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: can't write the checkpoint: {error}; the same command goes on from the one before"
@@ -63,47 +72,68 @@ def read_state(workdir: Path, step: int) -> dict[str, Any]:
     """The loop's state at a step.
 
     Raises:
-        UserError: the file is missing or broken.
+        Unreadable: the file is missing or broken.
     """
     path = folder_of(workdir, step) / STATE
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't read it: {error}") from error
+        raise Unreadable(f"{path}: can't read it: {error}") from error
 
 
 def restore(
     workdir: Path, step: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None
-) -> None:
+) -> dict[str, Any]:
     """Set the model's weights, and the optimizer's variables where it is given, to those of a step.
 
+    Returns:
+        The loop's state at that step.
+
     Raises:
-        UserError: a file can't be read, or its tensors aren't those of this model.
+        Unreadable: a file is missing or broken; nothing has been set.
+        UserError: its tensors aren't those of this model.
     """
     folder = folder_of(workdir, step)
-    assign_by_path(model.weights, read_tensors(folder / MODEL), folder / MODEL)
-    if optimizer is not None:
-        assign_by_path(optimizer.variables, read_tensors(folder / OPTIMIZER), folder / OPTIMIZER)
+    parts = {MODEL: model.weights} | ({OPTIMIZER: optimizer.variables} if optimizer is not None else {})
+    state = read_state(workdir, step)
+    tensors = {name: read_tensors(folder / name) for name in parts}
+    for name, variables in parts.items():
+        assign_by_path(variables, tensors[name], folder / name)
+    return state
 
 
 def prune(workdir: Path, keep: Iterable[int]) -> None:
     """Remove the checkpoints of all steps but these, and what a killed process left half-written."""
     for path in (workdir / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(path)
-    for step in set(steps(workdir)) - set(keep):
+    remove(workdir, set(steps(workdir)) - set(keep))
+
+
+def remove(workdir: Path, gone: Iterable[int]) -> None:
+    """Remove the checkpoints of these steps."""
+    for step in gone:
         shutil.rmtree(folder_of(workdir, step))
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """A safetensors file's tensors by name.
 
     Raises:
-        UserError: the file is missing or broken.
+        Unreadable: the file is missing or broken.
     """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: can't read it: {error}") from error
+        raise Unreadable(f"{path}: can't read it: {error}") from error
 
 
 def values_by_path(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:

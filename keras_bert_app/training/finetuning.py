@@ -17,7 +17,7 @@ from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.training import assembly
 from keras_bert_app.training import workdir as folders
-from keras_bert_app.training.loop import State
+from keras_bert_app.training.plan import State
 from keras_bert_app.training.progress import say
 
 
@@ -41,15 +41,18 @@ def finetune(config: Config, workdir: Path) -> State:
     if config.task.name not in TASKS:
         known = ", ".join(name for name in TASKS if name != PretrainingTask.name)
         raise UserError(f"config.task.name is {config.task.name!r}; there is {known}")
+    if any(phase.train for phase in config.phases):
+        raise UserError("config.phases[].train is for pretraining; fine-tuning has config.data.train")
     strategy = assembly.start(config)
     parts = load_splits(config)
     pretrained = assembly.load_pretrained(config.init)
     description = describe(config, parts.train, pretrained)
-    assembly.open_run(workdir, config, description, records_sha256(parts.train), pretrained)
+    assembly.open_run(workdir, config, strategy, description, records_sha256(parts.train), pretrained)
     packer, task = description.packer(), description.task
     train = make_examples(packer, task, parts.train, config.task.class_weights)
     evaluation = make_examples(packer, task, parts.evaluation)
-    return assembly.fit(workdir, config, strategy, description, pretrained, train, evaluation)
+    trains = [train] * len(assembly.phases_of(config))
+    return assembly.fit(workdir, config, strategy, description, pretrained, trains, evaluation)
 
 
 def load_splits(config: Config) -> Splits:

@@ -1,9 +1,9 @@
 """Steps, evaluation, checkpoints, summaries, progress, stopping: the one loop that trains every task."""
 
 import contextlib
-import dataclasses
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,25 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_app.config import TrainConfig
-from keras_bert_app.data.batches import Batches, Examples, evaluation_order
-from keras_bert_app.errors import UserError
+from keras_bert_app.data.batches import Examples, evaluation_order
+from keras_bert_app.errors import Stopped, UserError
 from keras_bert_app.training import checkpoints
+from keras_bert_app.training.plan import Plan, State, to_json
 from keras_bert_app.training.progress import Progress, say
-from keras_bert_app.training.step import make_predict_step, make_train_step
+from keras_bert_app.training.step import (
+    Controls,
+    Preparation,
+    make_predict_step,
+    make_train_step,
+    replica_major,
+)
+from keras_bert_app.training.stopping import StopRequests
+from keras_bert_app.training.strategy import is_chief, mean_over_replicas
 
 _POINTS_ON_A_CURVE = 200
 _EVALUATION_BATCH = 64
-
-
-@dataclass
-class State:
-    """What a run knows beside weights: enough to go on as if it had never stopped.
-
-    history: rows of scalars, each with its `step`; the curves of the report.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_value: float | None = None
-    evaluations_without_better: int = 0
-    stopped_early: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
+# Dynamic loss scaling (Micikevicius et al. 2018, section 3.2), with the usual figures.
+_FIRST_LOSS_SCALE, _GOOD_STEPS_TO_DOUBLE, _LARGEST_LOSS_SCALE = 2.0**15, 2000, 2.0**24
 
 
 @dataclass(frozen=True)
@@ -52,60 +48,122 @@ class Trainer:
     train: TrainConfig
     seed: int
     workdir: Path
-    prepare: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]] | None = None
+    prepare: Preparation | None = None
 
-    def fit(self, batches: Batches, evaluation: Examples) -> State:
+    def fit(self, plan: Plan, evaluation: Examples) -> State:
         """Train from the newest checkpoint, or from the start, to the end.
 
         Raises:
-            UserError: a gradient isn't finite.
+            UserError: a gradient isn't finite, or no checkpoint can be read.
+            Stopped: SIGTERM or SIGINT came; there is a checkpoint of the step that was under way.
         """
-        total = batches.steps_per_epoch * self.train.epochs
         state = self._restore()
-        step = make_train_step(
-            self.strategy,
-            self.model,
-            self.task,
-            self.optimizer,
-            self.train.clip_norm,
-            self.seed,
-            self.prepare,
-        )
-        predict = make_predict_step(self.strategy, self.model, self.task, self.prepare)
-        evaluate_every = self.train.evaluate_every or batches.steps_per_epoch
-        log_every = max(1, total // _POINTS_ON_A_CURVE)
-        writer = tf.summary.create_file_writer(str(self.workdir / "summaries"))
-        with Progress("train", total, state.step) as progress, contextlib.closing(writer):
-            while state.step < total and not state.stopped_early:
-                batch = batches[state.step]
-                scalars = {
-                    name: value.numpy()
-                    for name, value in step(tf.constant(state.step, tf.int64), batch).items()
-                }
-                if not scalars.pop("finite"):
-                    raise UserError(self._not_finite(state))
+        arguments = (self.strategy, self.model, self.task)
+        step = make_train_step(*arguments, self.optimizer, self.train, self.seed, self.prepare)
+        predict = make_predict_step(*arguments, self.prepare)
+        started = time.monotonic() - state.seconds
+        writer = tf.summary.create_file_writer(str(self.workdir / "summaries")) if self._is_chief else None
+        with (
+            StopRequests() as requests,
+            contextlib.closing(writer) if writer else contextlib.nullcontext(),
+            Progress("train", int(plan.total), int(plan.done(state))) as progress,
+        ):
+            while not (plan.is_over(state) or state.stopped_early):
+                plan.enter_phase(state)
+                batches, place = plan.batches(state)
+                batch = batches[place]
+                controls = Controls(
+                    plan.learning_rate(state),
+                    state.loss_scale,
+                    time.monotonic() - started,
+                    float(requests.signal is not None),
+                )
+                scalars = self._update(step, state, batch, controls)
+                stopping = scalars.pop("stop") > 0
+                seconds = scalars.pop("seconds")
+                done_before = plan.done(state)
                 state.step += 1
-                shown = {name: float(value) for name, value in scalars.items()}
-                seen = {name: shown[name] for name in shown if name == "loss" or name.endswith("_accuracy")}
-                progress.advance(len(batch[next(iter(self.task.targets_dtypes))]), seen)
-                if state.step % log_every == 0:
-                    rate = float(self.optimizer.learning_rate.numpy())
-                    self._record(state, writer, shown | {"learning_rate": rate})
-                if state.step % evaluate_every == 0 or state.step == total:
+                state.seconds = seconds if plan.has_budget else 0.0
+                seen = {
+                    name: value
+                    for name, value in scalars.items()
+                    if name == "loss" or name.endswith("_accuracy")
+                }
+                progress.advance(len(batches.rows(place)), seen)
+                if _point(plan.total, done_before) != _point(plan.total, plan.done(state)):
+                    self._record(state, writer, scalars | {"learning_rate": controls.learning_rate})
+                evaluation_is_due = plan.evaluation_is_due(state)
+                if evaluation_is_due:
                     self._evaluate(state, writer, predict, evaluation)
+                every = self.train.checkpoint_every
+                if evaluation_is_due or stopping or (every and state.step % every == 0):
                     self._save(state)
-                elif self.train.checkpoint_every and state.step % self.train.checkpoint_every == 0:
-                    self._save(state)
+                if stopping and not plan.is_over(state):
+                    raise Stopped(requests.signal, state.step)
         return state
 
+    @property
+    def _is_chief(self) -> bool:
+        return is_chief(self.strategy)
+
+    def _update(
+        self,
+        step: Callable[..., dict[str, tf.Tensor]],
+        state: State,
+        batch: Mapping[str, tf.Tensor],
+        controls: Controls,
+    ) -> dict[str, float]:
+        """Make one update, or skip it where float16 overflowed; keep the loss scale.
+
+        Raises:
+            UserError: the gradient isn't finite, whatever the loss scale.
+        """
+        controls = Controls(*(tf.constant(value, tf.float32) for value in controls))
+        scalars = step(tf.constant(state.step, tf.int64), batch, controls)
+        scalars = {name: float(value.numpy()) for name, value in scalars.items()}
+        scaled = self.train.precision == "mixed_float16"
+        if scalars.pop("finite"):
+            state.good_steps += scaled
+            if state.good_steps == _GOOD_STEPS_TO_DOUBLE:
+                state.good_steps, state.loss_scale = 0, min(2 * state.loss_scale, _LARGEST_LOSS_SCALE)
+        elif scaled and state.loss_scale > 1:
+            state.good_steps, state.loss_scale = 0, state.loss_scale / 2
+        else:
+            raise UserError(self._not_finite(state))
+        return scalars | ({"loss_scale": state.loss_scale} if scaled else {})
+
     def _restore(self) -> State:
-        saved = checkpoints.steps(self.workdir)
-        if not saved:
-            return State()
-        with self.strategy.scope():
-            checkpoints.restore(self.workdir, saved[-1], self.model, self.optimizer)
-        say(f"going on from the checkpoint of step {saved[-1]}")
-        return State(**checkpoints.read_state(self.workdir, saved[-1]))
+        """The newest checkpoint that can be read, or the start; the same in every process.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read; or they aren't of this model.
+        """
+        state, broken = None, []
+        for step in reversed(checkpoints.steps(self.workdir)):
+            try:
+                with self.strategy.scope():
+                    state = State(**checkpoints.restore(self.workdir, step, self.model, self.optimizer))
+            except checkpoints.Unreadable as error:
+                say(f"{error}; going back to the checkpoint before")
+                broken.append(step)
+            else:
+                say(f"going on from the checkpoint of step {step}")
+                break
+        if broken and state is None:
+            raise UserError(
+                f"none of the checkpoints in {self.workdir} can be read; give another --workdir to begin anew"
+            )
+        if state is None:
+            scaled = self.train.precision == "mixed_float16"
+            state = State(loss_scale=_FIRST_LOSS_SCALE if scaled else 1.0)
+        if mean_over_replicas(self.strategy, state.step) != state.step:
+            raise UserError(
+                f"the workers found different checkpoints in {self.workdir}; it has to be one folder for all"
+            )
+        if self._is_chief:
+            # Else the same step couldn't be saved again.
+            checkpoints.remove(self.workdir, broken)
+        return state
 
     def _evaluate(self, state: State, writer, predict, evaluation: Examples) -> None:
         outputs = predict_examples(self.strategy, predict, evaluation)
@@ -131,24 +189,34 @@ class Trainer:
 
     def _record(self, state: State, writer, scalars: Mapping[str, float]) -> None:
         state.history.append({"step": state.step} | dict(scalars))
+        if writer is None:
+            return
         with writer.as_default(step=state.step):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
         writer.flush()
 
     def _save(self, state: State) -> None:
+        if not self._is_chief:
+            return
         with self.strategy.scope():
-            checkpoints.save(self.workdir, state.step, self.model, self.optimizer, dataclasses.asdict(state))
+            checkpoints.save(self.workdir, state.step, self.model, self.optimizer, to_json(state))
         newest = checkpoints.steps(self.workdir)[-self.train.keep_checkpoints :]
         checkpoints.prune(self.workdir, {*newest, state.best_step})
 
     def _not_finite(self, state: State) -> str:
         saved = checkpoints.steps(self.workdir)
         last = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+        wider = "" if self.train.precision.startswith("float") else ", or config.train.precision=float32"
         return (
-            f"the gradient of step {state.step} isn't finite; {last}. "
-            "Try a lower config.train.learning_rate, a longer config.train.warmup_fraction, or float32"
+            f"the gradient of step {state.step} isn't finite; {last}. Try a lower "
+            f"config.train.learning_rate, a longer config.train.warmup_fraction{wider}, in another --workdir"
         )
+
+
+def _point(total: float, done: float) -> int:
+    """Which of the curve's points a run has reached."""
+    return int(done * _POINTS_ON_A_CURVE / total)
 
 
 def predict_examples(
@@ -164,12 +232,12 @@ def predict_examples(
     order = evaluation_order(examples.lengths, _EVALUATION_BATCH)
     with Progress(stage, len(order)) if stage else contextlib.nullcontext() as progress:
         for rows in order:
-            for name, parts in predict(examples.batch(rows)).items():
-                for replica, part in enumerate(parts):
-                    part = part.numpy()
-                    if name not in results:
-                        results[name] = np.zeros((len(examples), *part.shape[1:]), part.dtype)
-                    results[name][rows[replica :: strategy.num_replicas_in_sync]] = part
+            places = replica_major(rows, strategy.num_replicas_in_sync)
+            for name, values in predict(examples.batch(rows)).items():
+                values = values.numpy()
+                if name not in results:
+                    results[name] = np.zeros((len(examples), *values.shape[1:]), values.dtype)
+                results[name][places] = values
             if progress:
                 progress.advance(len(rows))
     return results

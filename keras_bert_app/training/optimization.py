@@ -1,6 +1,9 @@
 """Optimizers, schedules and decay exclusions."""
 
+import math
+
 import keras
+from keras import ops
 
 from keras_bert_app.config import TrainConfig
 
@@ -8,41 +11,77 @@ from keras_bert_app.config import TrainConfig
 _NOT_DECAYED = ("bias", "gamma", "beta")
 
 
-class ReducedAdamW(keras.optimizers.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) for gradients that are summed over the replicas already.
-
-    Keras' own sums them once more, after its clipping.
-    """
+class _AlreadySummed:
+    """For gradients that are summed over the replicas: Keras' own `apply` sums them, once more."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars
 
 
-class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from `peak / warmup_steps` at step 0 to `peak`, then linear to zero after `total_steps`."""
-
-    def __init__(self, peak: float, warmup_steps: int, total_steps: int):
-        self.peak = peak
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-
-    def __call__(self, step):
-        step = keras.ops.cast(step, "float32")
-        rising = (step + 1) / max(1, self.warmup_steps)
-        falling = (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps)
-        return self.peak * keras.ops.clip(keras.ops.minimum(rising, falling), 0.0, 1.0)
-
-    def get_config(self):
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": self.total_steps}
+class ReducedAdamW(_AlreadySummed, keras.optimizers.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) for gradients that are summed over the replicas already."""
 
 
-def make_optimizer(train: TrainConfig, total_steps: int, model: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer for `total_steps` updates of `model`; it makes variables, so call it in the scope."""
-    warmup_steps = round(train.warmup_fraction * total_steps)
-    optimizer = ReducedAdamW(
-        WarmupLinearDecay(train.learning_rate, warmup_steps, total_steps),
+class ReducedLamb(_AlreadySummed, keras.optimizers.Lamb):
+    """LAMB (You et al. 2020, algorithm 2), for gradients that are summed over the replicas already.
+
+    Unlike in Keras' own, the decay is part of the update whose norm the trust ratio has below the line, and
+    variables that aren't decayed aren't adapted to their norm either: theirs is Adam's update.
+    """
+
+    def _apply_weight_decay(self, variables):
+        """Nothing: `update_step` has it."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        dtype = variable.dtype
+        rate, step = ops.cast(learning_rate, dtype), ops.cast(self.iterations + 1, dtype)
+        beta_1, beta_2 = ops.cast(self.beta_1, dtype), ops.cast(self.beta_2, dtype)
+        place = self._get_variable_index(variable)
+        mean, square = self._momentums[place], self._velocities[place]
+        self.assign(mean, beta_1 * mean + (1 - beta_1) * gradient)
+        self.assign(square, beta_2 * square + (1 - beta_2) * ops.square(gradient))
+        update = (mean / (1 - ops.power(beta_1, step))) / (
+            ops.sqrt(square / (1 - ops.power(beta_2, step))) + self.epsilon
+        )
+        if self._use_weight_decay(variable):
+            update = update + ops.cast(self.weight_decay, dtype) * variable
+            weight_norm = ops.sqrt(ops.sum(ops.square(variable)))
+            update_norm = ops.sqrt(ops.sum(ops.square(update)))
+            both = ops.logical_and(weight_norm > 0, update_norm > 0)
+            rate = rate * ops.where(both, weight_norm / ops.where(both, update_norm, 1.0), 1.0)
+        self.assign_sub(variable, rate * update)
+
+
+_OPTIMIZERS = {"adamw": (ReducedAdamW, 1e-8), "lamb": (ReducedLamb, 1e-6)}
+
+
+def learning_rate(train: TrainConfig, done: float, total: float) -> float:
+    """The rate of the update that begins when `done` of `total` updates, or seconds, are over.
+
+    Linear from peak / warm-up to the peak, then linear, or along half a cosine, to zero, or constant. It is
+    never 0 at the first update.
+    """
+    warmup = round(train.warmup_fraction * total)
+    rising = (done + 1) / max(1, warmup)
+    left = min(1.0, max(0.0, (total - done) / max(1, total - warmup)))
+    falling = {
+        "linear": left,
+        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
+        "constant": 1.0,
+    }[train.schedule]
+    return train.learning_rate * min(1.0, rising, falling)
+
+
+def make_optimizer(train: TrainConfig, model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer for updates of `model`; it makes variables, so call it in the strategy's scope.
+
+    Its learning rate is a variable, which the training step sets.
+    """
+    kind, epsilon = _OPTIMIZERS[train.optimizer]
+    optimizer = kind(
+        train.learning_rate,
         weight_decay=train.weight_decay,
-        epsilon=1e-8,
+        epsilon=epsilon,
         # Fixed, for checkpoints: otherwise Keras counts the optimizers of a process.
         name="optimizer",
     )

@@ -13,7 +13,7 @@ from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.learning import learn_vocabulary
 from keras_bert_app.training import assembly
 from keras_bert_app.training import workdir as folders
-from keras_bert_app.training.loop import State
+from keras_bert_app.training.plan import State
 from keras_bert_app.training.progress import StagesProgress
 
 
@@ -87,25 +87,32 @@ def pretrain(config: Config, workdir: Path) -> State:
             "such as configs/pretrain_small.py"
         )
     strategy = assembly.start(config)
-    train, evaluation = (load_examples(config, split) for split in (TRAIN, HELD_OUT))
+    train = [load_examples(folder, TRAIN) for folder in phase_folders(config)]
+    evaluation = load_examples(phase_folders(config)[-1], HELD_OUT)
     pretrained = assembly.load_pretrained(config.init)
-    task = PretrainingTask(train.manifest["options"]["objective"])
+    task = PretrainingTask(config.prepare.objective)
     description = assembly.describe(config, task, pretrained)
-    check_examples(config, train, description)
-    digest = hashlib.sha256((train.folder / MANIFEST).read_bytes()).hexdigest()
-    assembly.open_run(workdir, config, description, digest, pretrained)
+    for examples in train:
+        check_examples(config, examples, description)
+    digest = hashlib.sha256(b"".join((examples.folder / MANIFEST).read_bytes() for examples in train))
+    assembly.open_run(workdir, config, strategy, description, digest.hexdigest(), pretrained)
     return assembly.fit(workdir, config, strategy, description, pretrained, train, evaluation)
 
 
-def load_examples(config: Config, split: str) -> ExampleStore:
-    """One part of the examples that the config names.
+def phase_folders(config: Config) -> list[str | None]:
+    """The folder of examples of each phase; the last one's held-out part is what the run is evaluated on."""
+    return [phase.train or config.data.train for phase in assembly.phases_of(config)]
+
+
+def load_examples(folder: str | None, split: str) -> ExampleStore:
+    """One part of a prepared folder.
 
     Raises:
-        UserError: there are none, or they can't be used.
+        UserError: there is none, or it can't be used.
     """
-    if not config.data.train:
+    if not folder:
         raise UserError("config.data.train is not set; give the folder that `run.py prepare` wrote")
-    return ExampleStore(Path(config.data.train), split)
+    return ExampleStore(Path(folder), split)
 
 
 def check_examples(config: Config, examples: ExampleStore, description: folders.ModelDescription) -> None:
@@ -120,9 +127,12 @@ def check_examples(config: Config, examples: ExampleStore, description: folders.
             f"{examples.folder}: made with another vocabulary than {vocabulary.where}; prepare the examples "
             "again, or give the vocabulary they were made with"
         )
+    # Of several phases the last alone may have the longest sequences.
+    length = made["options"]["max_length"]
+    longest = min(length, config.text.max_length) if config.phases else config.text.max_length
     wanted = {
         "lower_case": (made["lower_case"], "text.lower_case", description.lower_case),
-        "max_length": (made["options"]["max_length"], "text.max_length", config.text.max_length),
+        "max_length": (length, "text.max_length", longest),
         "objective": (made["options"]["objective"], "prepare.objective", config.prepare.objective),
     }
     for name, (given, key, value) in wanted.items():

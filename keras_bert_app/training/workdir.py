@@ -8,6 +8,7 @@ summaries/       TensorBoard scalars
 report.html, metrics.json, model.keras   results of the best checkpoint
 """
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -35,22 +36,28 @@ _PACKAGES = ("tensorflow", "keras", "tensorflow-text", "numpy", "safetensors")
 def open_for_training(workdir: Path, config: configuration.Config) -> None:
     """Make the folder, or check that the one that is there belongs to this config.
 
+    A run may go on with other devices and upkeep than it began with: see `config.fixed_keys`.
+
     Raises:
         UserError: it belongs to another config (the message lists the differences), is of an unknown format,
             or holds other things.
     """
     wanted = configuration.to_dict(config)
-    if (workdir / "config.json").exists():
-        differences = configuration.differences(_read_config(workdir), wanted)
+    path, content = workdir / "config.json", {"format_version": FORMAT_VERSION, "config": wanted}
+    if path.exists():
+        begun = configuration.to_dict(read_config(workdir))
+        differences = configuration.differences(*map(configuration.fixed_keys, (begun, wanted)))
         if differences:
             raise UserError(
                 f"{workdir} belongs to a run with another config ({'; '.join(differences)}); "
                 "give another --workdir, or the same config to go on with that run"
             )
+        if begun != wanted:
+            write_json(path, content)
         return
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} exists and is no run's folder; give another --workdir")
-    write_json(workdir / "config.json", {"format_version": FORMAT_VERSION, "config": wanted})
+    write_json(path, content)
 
 
 def read_config(workdir: Path) -> configuration.Config:
@@ -154,8 +161,11 @@ def best_step(workdir: Path) -> int:
     Raises:
         UserError: none has been evaluated yet.
     """
-    saved = checkpoints.steps(workdir)
-    best = checkpoints.read_state(workdir, saved[-1])["best_step"] if saved else None
+    best = None
+    for step in reversed(checkpoints.steps(workdir)):
+        with contextlib.suppress(checkpoints.Unreadable):
+            best = checkpoints.read_state(workdir, step)["best_step"]
+            break
     if best is None:
         raise UserError(f"{workdir} has no evaluated checkpoint yet; run the command that began it to go on")
     return best
