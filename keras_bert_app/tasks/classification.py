@@ -31,6 +31,7 @@ class ClassificationTask:
     name = "classification"
     # Those that may choose the checkpoint: higher is better.
     selection_metrics = ("accuracy", "macro_f1", "micro_f1", "mcc")
+    inputs_dtypes = features.ENCODER_INPUTS
     targets_dtypes = {features.LABEL: "int32", features.WEIGHT: "float32"}
 
     def __init__(self, labels: Sequence[str], text_inputs: Sequence[str]):
@@ -90,8 +91,7 @@ class ClassificationTask:
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs -> {logits: float [B, C]}, as a functional Keras model."""
         inputs = {
-            name: keras.Input((None,), dtype=dtype, name=name)
-            for name, dtype in features.ENCODER_INPUTS.items()
+            name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in self.inputs_dtypes.items()
         }
         encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(inputs)
         head = ClassificationHead(

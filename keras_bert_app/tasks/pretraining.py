@@ -27,9 +27,10 @@ class PretrainingTask:
         pair_objective: "nsp", whether the second text follows the first or is another document's (Devlin et
             al. 2019); "sop", whether the two stand in their order or swapped (Lan et al. 2020, "ALBERT",
             section 3.1); "none", for rows without pairs. From nsp to sop only the examples differ.
+        packed: rows hold several texts, kept apart by `sequence_ids`; without pairs only.
 
     Raises:
-        UserError: an unknown objective.
+        UserError: an unknown objective, or packed pairs.
     """
 
     name = "pretraining"
@@ -38,19 +39,26 @@ class PretrainingTask:
     # It has no question that a text alone could be asked.
     text_inputs = ()
 
-    def __init__(self, pair_objective: str = "nsp"):
+    def __init__(self, pair_objective: str = "nsp", packed: bool = False):
         if pair_objective not in PAIR_OBJECTIVES:
             raise UserError(
                 f"the pair objective is {pair_objective!r}; it takes one of {', '.join(PAIR_OBJECTIVES)}"
             )
+        if packed and pair_objective != "none":
+            raise UserError(
+                f"several texts are packed into a row only where the pair objective is none; "
+                f"it is {pair_objective}"
+            )
         self.pair_objective = pair_objective
         self.pairs = pair_objective != "none"
+        self.packed = packed
+        self.inputs_dtypes = features.ENCODER_INPUTS | ({features.SEQUENCE_IDS: "int32"} if packed else {})
         pair_dtypes = {features.NEXT_SENTENCE_LABEL: "int32"} if self.pairs else {}
         self.targets_dtypes = pair_dtypes | {features.WEIGHT: "float32"}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""
-        return {"pair_objective": self.pair_objective}
+        return {"pair_objective": self.pair_objective, "packed": self.packed}
 
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs and masked_positions -> {masked_logits [B, P, V], pair_logits [B, 2]}.
@@ -58,10 +66,10 @@ class PretrainingTask:
         Without pairs there are no pair_logits, and no pooler, which nothing would train.
         """
         settings = to_dict(encoder) | ({} if self.pairs else {"pooling": "mean"})
-        dtypes = features.ENCODER_INPUTS | {features.MASKED_POSITIONS: "int32"}
+        dtypes = self.inputs_dtypes | {features.MASKED_POSITIONS: "int32"}
         inputs = {name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in dtypes.items()}
         encoded = BertEncoder(**settings, dtype=precision, name="encoder")(
-            {name: inputs[name] for name in features.ENCODER_INPUTS}, return_token_embeddings=True
+            {name: inputs[name] for name in self.inputs_dtypes}, return_token_embeddings=True
         )
         masked_head = MaskedLanguageModelHead(
             encoder.activation,
