@@ -12,6 +12,7 @@ from keras_bert_app.config import Config, DataConfig, EncoderConfig, to_dict
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
+from keras_bert_app.model.flops import encoder_flops
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.text.packing import TextPacker, check_rank
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -98,6 +99,10 @@ class ClassificationTask:
             len(self.labels), encoder.dropout, encoder.initializer_range, dtype=precision, name="head"
         )
         return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
+
+    def forward_flops(self, config: Config, encoder: EncoderConfig, lengths: np.ndarray) -> float:
+        """Floating-point operations of one pass over texts of so many tokens, int [B]; see model/flops.py."""
+        return encoder_flops(encoder, lengths) + 2.0 * encoder.hidden_dim * len(self.labels) * len(lengths)
 
     def preparation(self, config: Config, vocabulary: Vocabulary) -> None:
         """What is done to batches before the model sees them: nothing."""
