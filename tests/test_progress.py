@@ -23,8 +23,8 @@ def test_without_a_terminal_there_are_plain_lines(clock, capsys):
             clock[0] += 6.0
             progress.advance(8, {"loss": 0.5})
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train: step 2/10, loss 0.5, 1 examples/s, 00:12 gone, 00:48 left"
-    assert lines[-1] == "train: step 10/10, loss 0.5, 1 examples/s, 01:00 gone, 00:00 left"
+    assert lines[0] == "train: step 2/10, 00:48 left, loss 0.5, 1 examples/s, 00:12 gone"
+    assert lines[-1] == "train: step 10/10, loss 0.5, 1 examples/s, 01:00 gone"
     assert len(lines) == 5
 
 
@@ -32,7 +32,7 @@ def test_steps_done_before_count_for_neither_speed_nor_time_left(clock, capsys):
     with Progress("train", 100, done=90) as progress:
         clock[0] += 20.0
         progress.advance(40)
-    assert capsys.readouterr().err == "train: step 91/100, 2 examples/s, 00:20 gone, 03:00 left\n"
+    assert capsys.readouterr().err == "train: step 91/100, 03:00 left, 2 examples/s, 00:20 gone\n"
 
 
 def test_tokens_padding_and_utilisation_are_shown_where_they_are_known(clock, capsys):
@@ -50,7 +50,7 @@ def test_tokens_padding_and_utilisation_are_shown_where_they_are_known(clock, ca
     )
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        "train: step 3/4, 1,500 tokens/s, 25 % padding, 30.0 % of peak FLOP/s, 00:30 gone, 00:10 left"
+        "train: step 3/4, 00:10 left, 1,500 tokens/s, 25 % padding, 30.0 % of peak FLOP/s, 00:30 gone"
     )
 
 
@@ -88,7 +88,9 @@ def test_a_pause_lowers_no_rate_but_counts_for_the_time_left(clock, capsys):
             progress.advance(1, tokens=60)
     assert progress.rates()["tokens_per_second"] == pytest.approx(60)
     # 20 steps in 30 seconds since the first, so 79 in 118.5.
-    assert capsys.readouterr().err.splitlines()[-1].endswith("60 tokens/s, 00:31 gone, 01:58 left")
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("step 21/100, 01:58 left, 60 tokens/s, 00:31 gone")
+    )
 
 
 def test_a_stage_that_ends_by_the_clock_says_what_share_is_done(clock, capsys):
@@ -97,8 +99,8 @@ def test_a_stage_that_ends_by_the_clock_says_what_share_is_done(clock, capsys):
             clock[0] += 6.0
             progress.advance(4, share=0.5 + second * 6 / 3600)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train: step 9, 50 % done, 1 examples/s, 00:12 gone, 29:48 left"
-    assert lines[-1] == "train: step 17, 52 % done, 1 examples/s, 01:00 gone, 29:00 left"
+    assert lines[0] == "train: step 9, 50 % done, 29:48 left, 1 examples/s, 00:12 gone"
+    assert lines[-1] == "train: step 17, 52 % done, 29:00 left, 1 examples/s, 01:00 gone"
 
 
 def test_a_stage_without_a_step_shows_nothing(clock, capsys):

@@ -57,9 +57,14 @@ class Progress:
         self._shown, self._shown_step = now, done
         self._bar = None
         if sys.stderr.isatty():
-            form = "{desc}: {percentage:3.0f}%|{bar}|{postfix}"
-            share = self._start.share
-            self._bar = tqdm(total=1.0, initial=share, desc=stage, bar_format=form, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=1.0,
+                initial=self._start.share,
+                desc=stage,
+                bar_format="{percentage:3.0f}%|{bar:10}| {desc}",
+                miniters=0,
+                dynamic_ncols=True,
+            )
 
     def __enter__(self) -> "Progress":
         return self
@@ -111,7 +116,7 @@ class Progress:
         )
         self._mark(before)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._state(), refresh=False)
+            self._bar.set_description_str(self._state(), refresh=False)
             self._bar.update(self._now.share - self._bar.n)
         elif now - self._shown >= _SECONDS_BETWEEN_LINES and self.done != self.total:
             self._print()
@@ -149,13 +154,18 @@ class Progress:
 
     def _print(self) -> None:
         self._shown, self._shown_step = time.monotonic(), self.done
-        print(f"{self.stage}: {self._state()}", file=sys.stderr, flush=True)
+        print(self._state(), file=sys.stderr, flush=True)
 
     def _state(self) -> str:
+        """What matters most first: a narrow terminal cuts the end off."""
         if self.total is None:
-            parts = [f"step {self.done}", f"{100 * self._now.share:.0f} % done"]
+            parts = [f"{self.stage}: step {self.done}", f"{100 * self._now.share:.0f} % done"]
         else:
-            parts = [f"step {self.done}/{self.total}"]
+            parts = [f"{self.stage}: step {self.done}/{self.total}"]
+        share = self._now.share - self._start.share
+        if share > 0 and self._now.share < 1:
+            left = (self._now.time - self._start.time) / share * (1 - self._now.share)
+            parts.append(f"{_clock(left)} left")
         parts += [f"{name} {value:.4g}" for name, value in self._scalars.items()]
         rates = self.rates()
         unit = "tokens" if "tokens_per_second" in rates else "examples"
@@ -164,12 +174,7 @@ class Progress:
             parts.append(f"{100 * rates['padding_share']:.0f} % padding")
         if "model_flop_utilisation" in rates:
             parts.append(f"{100 * rates['model_flop_utilisation']:.1f} % of peak FLOP/s")
-        parts.append(f"{_clock(self._now.time - self._begun)} gone")
-        share = self._now.share - self._start.share
-        if share > 0:
-            left = (self._now.time - self._start.time) / share * (1 - self._now.share)
-            parts.append(f"{_clock(left)} left")
-        return ", ".join(parts)
+        return ", ".join([*parts, f"{_clock(self._now.time - self._begun)} gone"])
 
 
 class StagesProgress:
