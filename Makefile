@@ -14,7 +14,7 @@ IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(CORE) ## fetch, fine-tune, evaluate, export, verify, serve, query
+demo: $(CORE) ## fetch, pretrain, fine-tune, evaluate, export, verify, serve, query
 	@$(BIN)/python run.py demo
 
 test: lint ## lint, import contracts and all but the slow tests

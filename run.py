@@ -105,7 +105,7 @@ def query(*texts):
 
 
 def demo():
-    """The whole way on packaged weights and reviews: fine-tune, evaluate, export, verify, serve, query."""
+    """The whole way on packaged weights and texts: pretrain, fine-tune, export, verify, serve, query."""
     from keras_bert_app import demonstration
 
     demonstration.main(Path(__file__))

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
+import tensorflow as tf
 
-from keras_bert_app import report
+from keras_bert_app import features, report
 from keras_bert_app.config import TrainConfig
 from keras_bert_app.data import sources
-from keras_bert_app.data.batches import Examples, pack_texts
+from keras_bert_app.data.batches import Examples, evaluation_order, pack_texts
 from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pretraining import HELD_OUT
 from keras_bert_app.data.readers import Record, read_texts
 from keras_bert_app.files import atomic_file
 from keras_bert_app.tasks.pretraining import PretrainingTask
+from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.training import checkpoints, finetuning, pretraining
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.loop import predict_examples
@@ -44,8 +47,8 @@ class Predictor:
         )
         self.task, self.packer = self.description.task, self.description.packer()
         self._strategy = make_strategy(TrainConfig())
-        prepare = self.task.preparation(self.config, self.description.vocabulary)
-        self._predict = make_predict_step(self._strategy, self.model, self.task, prepare)
+        self.prepare = self.task.preparation(self.config, self.description.vocabulary)
+        self._predict = make_predict_step(self._strategy, self.model, self.task, self.prepare)
 
     def outputs(self, examples: Examples, stage: str | None = None) -> dict[str, np.ndarray]:
         """Model outputs {name: float [N, ...]}; progress is shown where `stage` names one."""
@@ -70,7 +73,8 @@ def evaluate_test(workdir: Path) -> str:
         folder = pretraining.phase_folders(predictor.config)[-1]
         examples = pretraining.load_examples(folder, HELD_OUT)
         pretraining.check_examples(predictor.config, examples, predictor.description)
-        return _evaluate(predictor, examples, f"held out of {folder}", workdir)
+        more = {"unigram_entropy": unigram_entropy(examples, predictor.prepare)}
+        return _evaluate(predictor, examples, f"held out of {folder}", workdir, more_metrics=more)
     records = finetuning.load_splits(predictor.config).test
     name = predictor.config.data.test or f"held out of {predictor.config.data.train} by hash"
     if not records:
@@ -111,6 +115,16 @@ def predict_file(workdir: Path, path: Path, output: Path) -> int:
     return count
 
 
+def unigram_entropy(examples: ExampleStore, masker: TokenMasker) -> float:
+    """Nats a token: the MLM loss of one who knows how frequent each maskable token is, and no more."""
+    counts = np.zeros(len(masker.vocabulary), "int64")
+    for rows in evaluation_order(examples.lengths, _TEXTS_AT_ONCE):
+        batch = examples.batch(rows)
+        token_ids = tf.boolean_mask(batch[features.TOKEN_IDS], masker.maskable(batch))
+        counts += np.bincount(token_ids, minlength=len(counts))
+    return float(scipy.stats.entropy(counts)) if counts.any() else 0.0
+
+
 def _evaluate_records(predictor: Predictor, records: Sequence[Record], data_name: str, output: Path) -> str:
     examples = finetuning.make_examples(predictor.packer, predictor.task, records)
     return _evaluate(predictor, examples, data_name, output, records)
@@ -122,10 +136,11 @@ def _evaluate(
     data_name: str,
     output: Path,
     records: Sequence[Record] = (),
+    more_metrics: Mapping[str, float] | None = None,
 ) -> str:
     task = predictor.task
     outputs = predictor.outputs(examples, "evaluate")
-    metrics = task.metrics(outputs, examples.targets)
+    metrics = task.metrics(outputs, examples.targets) | (more_metrics or {})
     facts = {
         "run": str(predictor.workdir),
         "checkpoint": f"step {predictor.step}",

@@ -20,6 +20,7 @@ GROUP = "group"  # string [B]; records of one group stay in one split
 TOKEN_IDS = "token_ids"  # int32 [B, S]
 SEGMENT_IDS = "segment_ids"  # int32 [B, S]; 0 for the first text, 1 for the second
 PADDING_MASK = "padding_mask"  # bool [B, S]; True for a token, False for padding
+SEQUENCE_IDS = "sequence_ids"  # int32 [B, S]; texts packed in a row, numbered from 1; 0 for padding
 ENCODER_INPUTS = {TOKEN_IDS: "int32", SEGMENT_IDS: "int32", PADDING_MASK: "bool"}
 
 # What a batch has beside them.

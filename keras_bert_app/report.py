@@ -32,6 +32,7 @@ _SHOWN = {
     "num_masked": "masked tokens",
     "loss": "loss",
     "mlm_loss": "MLM loss",
+    "unigram_entropy": "unigram entropy",
     "perplexity": "perplexity",
     "mlm_accuracy": "MLM accuracy",
     "nsp_loss": "NSP loss",
@@ -44,6 +45,9 @@ _SHOWN = {
     "mcc": "MCC",
     "expected_calibration_error": "calibration error",
 }
+
+_NOT_DRAWN = {"mlm_log_likelihood"}  # the MLM loss upside down
+_POINTS_SMOOTHED = 60  # of a curve that gets a moving mean
 
 # Both colours are legible on white and on near-black; INK becomes the colour of the page's text.
 RIGHT, WRONG, INK = "#3b82c4", "#e0803a", "#010203"
@@ -127,12 +131,14 @@ def _render(title: str, metrics: Mapping, mistakes: Sequence, facts: Mapping, hi
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["exp"] = math.exp
     template = environment.from_string(
         importlib.resources.files("keras_bert_app").joinpath("report.html.jinja").read_text("utf-8")
     )
     bins = [row for row in metrics.get("calibration_bins", ()) if row["count"]]
     confidence = sum(row["count"] * row["confidence"] for row in bins)
     matrix = np.array(metrics.get("confusion_matrix", ()))
+    curves = _curves(history)
     return template.render(
         title=title,
         facts=facts,
@@ -143,7 +149,10 @@ def _render(title: str, metrics: Mapping, mistakes: Sequence, facts: Mapping, hi
         reliability=_reliability_plot(bins) if bins else "",
         matrix_picture=_matrix_plot(matrix) if len(matrix) > MAX_CLASSES_WITH_NUMBERS else "",
         confusions=_confusions(matrix) if len(matrix) > 2 else [],
-        curves=_curves_plot(history) if history else "",
+        curves=_curves_plot(curves, metrics) if curves else "",
+        smoothed=any(
+            len(points) >= _POINTS_SMOOTHED for names in curves.values() for points in names.values()
+        ),
     )
 
 
@@ -203,31 +212,62 @@ def _matrix_plot(matrix: np.ndarray) -> str:
     return _svg("Confusion matrix", (6, 6), draw)
 
 
-def _curves_plot(history: Sequence[Mapping[str, float]]) -> str:
-    """One small plot for each last part of the names, against the step."""
+def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Last part of the names -> name -> points (step, value), in the order of _SHOWN, then the alphabet's."""
     plots = defaultdict(lambda: defaultdict(list))
     for row in history:
         for name in sorted(row.keys() - {"step"}):
-            if "step" in row:
-                plots[name.rsplit("/", 1)[-1]][name].append((row["step"], row[name]))
-    if not plots:
-        return ""
+            short_name = name.rsplit("/", 1)[-1]
+            if "step" in row and short_name not in _NOT_DRAWN:
+                plots[short_name][name].append((row["step"], row[name]))
+    places = {name: place for place, name in enumerate(_SHOWN)}
+    return dict(sorted(plots.items(), key=lambda plot: (places.get(plot[0], len(places)), plot[0])))
+
+
+def _curves_plot(
+    plots: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], metrics: Mapping[str, Any]
+) -> str:
+    """One small plot for each last part of the names, against the step."""
 
     def draw(figure):
         grid = list(figure.subplots(math.ceil(len(plots) / 2), 2, squeeze=False).flat)
         for axes in grid[len(plots) :]:
             axes.remove()
-        for axes, (short_name, curves) in zip(grid, sorted(plots.items()), strict=False):
-            for name, points in sorted(curves.items()):
-                color = WRONG if "/" in name and len(curves) > 1 else RIGHT
-                marker = "o" if len(points) < 20 else ""
-                axes.plot(*zip(*points, strict=True), color=color, label=name, marker=marker, markersize=4)
-            axes.set_title(short_name.replace("_", " "))
+        for axes, (short_name, curves) in zip(grid, plots.items(), strict=False):
+            for name, points in sorted(curves.items(), reverse=True):
+                _draw_curve(axes, name, points)
+            if short_name == "mlm_loss" and "unigram_entropy" in metrics:
+                style = {"color": INK, "linestyle": "--", "linewidth": 1, "label": "by frequency alone"}
+                axes.axhline(metrics["unigram_entropy"], **style)
+            axes.set_title(_SHOWN.get(short_name, short_name.replace("_", " ")))
             axes.set_xlabel("step")
             if len(curves) > 1:
                 axes.legend()
 
     return _svg("Training curves", (8, 2.8 * math.ceil(len(plots) / 2)), draw)
+
+
+def _draw_curve(axes: Any, name: str, points: Sequence[tuple[float, float]]) -> None:
+    prefix, _, _ = name.rpartition("/")
+    color, label = (WRONG, prefix) if prefix else (RIGHT, "training")
+    steps, values = zip(*points, strict=True)
+    marker = "o" if len(points) < 20 else ""
+    if _is_smoothed(name, points):
+        axes.plot(steps, values, color=color, alpha=0.3, linewidth=1)
+        values = _moving_mean(values, len(points) // 20)
+    axes.plot(steps, values, color=color, label=label, marker=marker, markersize=4)
+
+
+def _is_smoothed(name: str, points: Sequence) -> bool:
+    return len(points) >= _POINTS_SMOOTHED and name != "learning_rate"
+
+
+def _moving_mean(values: Sequence[float], reach: int) -> np.ndarray:
+    """Of each value and up to `reach` before and after it."""
+    sums = np.cumsum([0.0, *values])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def _svg(name: str, size: tuple[float, float], draw: Any) -> str:

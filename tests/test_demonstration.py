@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import pretrain_demo
 from keras_bert_app import demonstration
 
 
@@ -16,14 +18,20 @@ def verbs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     called = []
 
-    def run(_, verb, *__):
+    def run(_, verb, *arguments):
         called.append(verb)
-        folder = Path(
-            {"finetune": demonstration.WORKDIR, "export": f"{demonstration.EXPORT_DIR}/1"}.get(verb, ".")
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        if verb == "finetune":
-            (folder / "metrics.json").write_text('{"metrics": {"accuracy": 0.8125}}')
+        flags = dict(argument.removeprefix("--").split("=") for argument in arguments if "=" in argument)
+        if verb == "vocab":
+            Path(flags["output"]).parent.mkdir(parents=True)
+            Path(flags["output"]).write_text("[PAD]\n")
+        elif verb == "prepare":
+            Path(flags["output"]).mkdir()
+        elif verb in ("pretrain", "finetune"):
+            Path(flags["workdir"]).mkdir(parents=True)
+            metrics = {"accuracy": 0.8125, "mlm_loss": 5.678, "unigram_entropy": 6.108}
+            Path(flags["workdir"], "metrics.json").write_text(json.dumps({"metrics": metrics}))
+        elif verb == "export":
+            Path(flags["export_dir"], "1").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(demonstration, "run", run)
     monkeypatch.setattr(demonstration, "_server", lambda *_: contextlib.nullcontext())
@@ -32,12 +40,30 @@ def verbs(monkeypatch, tmp_path):
 
 def test_what_is_there_is_used_the_second_time(verbs, capsys):
     demonstration.main(Path("run.py"))
-    assert verbs == ["finetune", "export", "verify", "query"]
+    assert verbs == ["vocab", "prepare", "pretrain", "finetune", "export", "verify", "query"]
     shown = capsys.readouterr().out
-    assert "0.8125" in shown and f"{demonstration.EXPORT_DIR}/1" in shown
+    assert (
+        "5.68 nats" in shown
+        and "6.11 by frequency" in shown
+        and "0.8125" in shown
+        and f"{demonstration.EXPORT_DIR}/1" in shown
+    )
     verbs.clear()
     demonstration.main(Path("run.py"))
     assert verbs == ["verify", "query"]
+
+
+def test_the_pretraining_stage_goes_on_where_it_was_left(verbs):
+    Path(demonstration.VOCABULARY).parent.mkdir(parents=True)
+    Path(demonstration.VOCABULARY).write_text("[PAD]\n")
+    demonstration.pretrain(Path("run.py"))
+    assert verbs == ["prepare", "pretrain"]
+
+
+def test_its_config_names_what_the_demonstration_makes():
+    config = pretrain_demo.get_config()
+    assert Path(demonstration.PRETRAIN_CONFIG).stem == pretrain_demo.__name__.rsplit(".")[-1]
+    assert (config.text.vocabulary, config.data.train) == (demonstration.VOCABULARY, demonstration.EXAMPLES)
 
 
 def test_a_run_newer_than_its_bundle_is_exported_again(verbs):

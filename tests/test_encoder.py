@@ -16,6 +16,7 @@ from keras_bert_app.config import EncoderConfig, complete_encoder
 from keras_bert_app.convert import huggingface, pretrained
 from keras_bert_app.model import BertEmbeddings, BertEncoder, SelfAttention, TransformerBlock
 from keras_bert_app.model.embeddings import sinusoidal_positions
+from keras_bert_app.model.encoder import within_texts
 from keras_bert_app.tasks.classification import ClassificationTask
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer
@@ -283,6 +284,35 @@ def test_a_block_takes_an_explicit_mask_and_gives_its_attention():
     output, attention = block(x, mask=mask, return_attention_weights=True)
     assert np.max(attention[1, :, :, 3:]) == 0 < np.min(attention[1, :, :, :3])
     assert difference(output[1, :3], block(x[1:, :3])[0]) <= 1e-6
+
+
+def test_a_mask_of_rows_is_a_mask_of_places_that_all_see_the_same():
+    attention = redraw(SelfAttention(4, 16))
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype("float32")
+    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])
+    of_places = np.broadcast_to(mask[:, None, :], (2, 5, 5))
+    assert difference(attention(x, mask=mask), attention(x, mask=of_places)) == 0
+    one_way = np.tril(of_places)
+    _, weights = attention(x, mask=one_way, return_attention_weights=True)
+    assert np.array_equal(np.asarray(weights) > 0, np.broadcast_to(one_way[:, None], (2, 4, 5, 5)))
+
+
+def test_positions_start_anew_at_each_text():
+    numbers = np.array([[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 2, 2, 2, 2, 2, 2]], "int32")
+    seen, positions = (keras.ops.convert_to_numpy(value) for value in within_texts(numbers))
+    assert positions.tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3, 4, 5]]
+    assert np.array_equal(seen, numbers[:, :, None] == numbers[:, None, :])
+
+
+@pytest.mark.parametrize("position_type", ["learned", "sinusoidal"])
+def test_given_positions_are_taken_from_the_table(position_type):
+    embeddings = BertEmbeddings(50, 16, max_positions=32, position_type=position_type)
+    batch = make_batch([9, 9], vocabulary_size=50)
+    ids, segments = batch[features.TOKEN_IDS], batch[features.SEGMENT_IDS]
+    places = np.arange(9)[None].repeat(2, axis=0)
+    assert difference(embeddings(ids, segments, places), embeddings(ids, segments)) == 0
+    back = embeddings(ids[:, ::-1], segments, places[:, ::-1])
+    assert difference(back[:, ::-1], embeddings(ids, segments)) <= 1e-6
 
 
 def test_two_encoders_live_in_one_model(tmp_path):

@@ -104,6 +104,7 @@ def test_the_three_verbs_end_with_an_encoder_that_has_learned(folder):
     assert {"mlm_accuracy", "nsp_loss", "nsp_accuracy"} < metrics.keys()
     # What one could say without looking: a seventh of the tokens are full stops, the others equally likely.
     unigram_entropy = np.log(7) / 7 + np.log(len(WORDS) * 7 / 6) * 6 / 7
+    assert metrics["unigram_entropy"] == pytest.approx(unigram_entropy, rel=0.02)
     assert metrics["mlm_loss"] < unigram_entropy - 0.8
     keras.saving.load_model(folder / "run" / "model.keras")
 

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +17,7 @@ from keras_bert_app.convert import huggingface
 from keras_bert_app.convert.pretrained import assign, relative_paths
 from keras_bert_app.errors import UserError
 from keras_bert_app.tasks.pretraining import PAIR_OBJECTIVES, PretrainingTask
-from keras_bert_app.text.masking import TokenMasker
+from keras_bert_app.text.masking import TokenMasker, masked_positions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIAL_TOKENS, *(f"word{number}" for number in range(45))))
@@ -237,7 +239,7 @@ def test_a_batch_without_masked_tokens_has_metrics():
 def test_every_weight_has_a_gradient_whatever_the_objective(objective, precision):
     task, batch = PretrainingTask(objective), make_batch()
     model = redraw(task.build_model(TINY, precision))
-    assert task.get_config() == {"pair_objective": objective}
+    assert task.get_config() == {"pair_objective": objective, "packed": False}
     with tf.GradientTape() as tape:
         losses = averages(task, task.losses(model(inputs_of(batch), training=True), batch), batch)
         loss = tf.add_n(list(losses.values()))
@@ -251,6 +253,90 @@ def test_every_weight_has_a_gradient_whatever_the_objective(objective, precision
 def test_an_unknown_objective_is_refused():
     with pytest.raises(UserError, match="'both'; it takes one of nsp, sop, none"):
         PretrainingTask("both")
+
+
+def test_pairs_are_not_packed():
+    with pytest.raises(UserError, match="only where the pair objective is none; it is sop"):
+        PretrainingTask("sop", packed=True)
+
+
+PACKED_LENGTHS = ([3, 9, 12], [30], [1, 17, 2])
+
+
+def rows_batch(rows):
+    """(token ids, whether it is masked, the number of its text), a list each of a row -> a padded batch."""
+    size = max(len(row[0]) for row in rows) + 2
+    token_ids, chosen, numbers = (
+        np.array([list(row[column]) + [0] * (size - len(row[column])) for row in rows]) for column in range(3)
+    )
+    positions, weights = masked_positions(tf.constant(chosen.astype(bool)))
+    return {
+        features.TOKEN_IDS: tf.constant(token_ids, tf.int32),
+        features.SEGMENT_IDS: tf.zeros_like(token_ids, tf.int32),
+        features.PADDING_MASK: tf.constant(numbers > 0),
+        features.SEQUENCE_IDS: tf.constant(numbers, tf.int32),
+        features.MASKED_POSITIONS: positions,
+        features.MASKED_IDS: tf.gather(tf.constant(token_ids, tf.int32), positions, batch_dims=1),
+        features.MASKED_WEIGHTS: weights,
+    }
+
+
+def packed_and_apart():
+    """The same texts in rows of several and in rows of their own."""
+    draw, packed, apart = np.random.default_rng(3), [], []
+    for lengths in PACKED_LENGTHS:
+        texts = [
+            (draw.integers(5, 50, length), draw.random(length) < 0.3, [number] * length)
+            for number, length in enumerate(lengths, 1)
+        ]
+        packed.append([np.concatenate(columns) for columns in zip(*texts, strict=True)])
+        apart += [(ids, chosen, np.ones_like(numbers)) for ids, chosen, numbers in texts]
+    return rows_batch(packed), rows_batch(apart)
+
+
+def vectors_loss_and_gradients(task, batch, dtype):
+    """The encoder's vectors of all tokens in order [T, H], the MLM loss, and every gradient by path."""
+    keras.utils.set_random_seed(0)
+    model = redraw(task.build_model(replace(TINY, dropout=0.0, attention_dropout=0.0), dtype))
+    encoder = model.get_layer("encoder")
+    vectors = encoder({name: batch[name] for name in task.inputs_dtypes})[features.SEQUENCE]
+    with tf.GradientTape() as tape:
+        logits = model({name: batch[name] for name in model.input}, training=True)[features.MASKED_LOGITS]
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch[features.MASKED_IDS], logits)
+        weights = tf.cast(batch[features.MASKED_WEIGHTS], losses.dtype)
+        loss = tf.reduce_sum(losses * weights) / tf.reduce_sum(weights)
+    gradients = tape.gradient(loss, [weight.value for weight in model.trainable_variables])
+    by_path = {
+        weight.path: tf.convert_to_tensor(gradient).numpy()
+        for weight, gradient in zip(model.trainable_variables, gradients, strict=True)
+    }
+    return vectors[batch[features.PADDING_MASK]].numpy(), float(loss), by_path
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_texts_packed_into_rows_are_the_texts_in_rows_of_their_own(dtype, tolerance):
+    batch, apart = packed_and_apart()
+    vectors, loss, gradients = vectors_loss_and_gradients(PretrainingTask("none", packed=True), batch, dtype)
+    for task in (PretrainingTask("none"), PretrainingTask("none", packed=True)):
+        theirs, their_loss, their_gradients = vectors_loss_and_gradients(task, apart, dtype)
+        assert vectors.dtype == dtype and len(vectors) == sum(map(sum, PACKED_LENGTHS))
+        np.testing.assert_allclose(vectors, theirs, rtol=0, atol=tolerance)
+        assert loss == pytest.approx(their_loss, rel=tolerance)
+        whole = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in their_gradients.values()))
+        for path, gradient in gradients.items():
+            assert np.linalg.norm(gradient - their_gradients[path]) <= tolerance * whole, path
+    # Without the texts' numbers the same rows are something else.
+    mixed, _, _ = vectors_loss_and_gradients(PretrainingTask("none"), batch, dtype)
+    assert np.abs(mixed - vectors).max() > 0.1
+
+
+def test_a_saved_model_of_packed_rows_is_the_same_when_it_is_loaded(tmp_path):
+    model = redraw(PretrainingTask("none", packed=True).build_model(TINY, "float32"))
+    batch = {name: packed_and_apart()[0][name] for name in model.input}
+    assert features.SEQUENCE_IDS in batch
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(batch)[features.MASKED_LOGITS], model(batch)[features.MASKED_LOGITS])
 
 
 LOAD_AND_RUN = """

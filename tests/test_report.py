@@ -177,10 +177,53 @@ def test_curves_are_drawn_only_when_there_is_a_history(tmp_path):
         {"epoch": 1},
     ]
     assert "Training curves" in write(tmp_path, history=rows)[1]
-    assert ">evaluation/loss<" in write(tmp_path, history=rows)[1]
+    assert ">evaluation<" in write(tmp_path, history=rows)[1]
+    assert ">training<" in write(tmp_path, history=rows)[1]
     assert ">learning rate<" in write(tmp_path, history=rows)[1]
     assert "Training curves" not in write(tmp_path)[1]
     assert "Training curves" not in write(tmp_path, history=[{"loss": 0.7}])[1]
+
+
+PRETRAINING = {
+    "num_examples": 293,
+    "num_masked": 5095,
+    "loss": 6.368,
+    "mlm_loss": 5.642,
+    "unigram_entropy": 6.108,
+    "perplexity": 281.9,
+    "mlm_accuracy": 0.1474,
+    "nsp_loss": 0.726,
+    "nsp_accuracy": 0.509,
+}
+
+
+def test_a_pretraining_report_says_loss_perplexity_and_accuracies_beside_what_frequencies_give(tmp_path):
+    names = ("learning_rate", "nsp_accuracy", "mlm_loss", "evaluation/mlm_loss", "evaluation/perplexity")
+    history = [{"step": step} | dict.fromkeys(names, 1.0) for step in (1, 2)]
+    history[1]["evaluation/mlm_log_likelihood"] = -1.0
+    report.write_report(tmp_path, "Report", PRETRAINING, [], {}, history)
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    tiles, curves = " ".join(page.text.split()).split("Training How")
+    for shown in ("MLM loss5.6420", "6.108", "Perplexity282.0", "449.4", "293", "5,095 hidden tokens"):
+        assert shown in tiles
+    assert "MLM accuracy14.7 %" in tiles and "NSP accuracy50.9 %" in tiles
+    assert "SOP" not in tiles and "true label" not in tiles and page.open == []
+    titles = ("MLM loss", "perplexity", "NSP accuracy", "learning rate")
+    places = [curves.index(title) for title in titles]
+    assert places == sorted(places)
+    assert "by frequency alone" in curves and "log likelihood" not in curves
+
+
+@pytest.mark.parametrize(("num_points", "faint"), [(59, False), (60, True)])
+def test_long_training_curves_get_a_moving_mean_and_say_so(tmp_path, num_points, faint):
+    history = [{"step": step, "loss": 1 / step, "learning_rate": 1.0} for step in range(1, num_points + 1)]
+    _, html = write(tmp_path, history=history)
+    assert ("The strong line is the mean" in html) is faint
+    assert html.split("Training curves")[1].count("opacity: 0.3") == faint
+
+
+def test_a_moving_mean_is_of_the_neighbours_there_are():
+    assert report._moving_mean([1.0, 2.0, 6.0, 7.0], 1).tolist() == [1.5, 3.0, 5.0, 6.5]
 
 
 def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path):

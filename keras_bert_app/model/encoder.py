@@ -21,8 +21,9 @@ _MASKED = -1e9
 class SelfAttention(keras.layers.Layer):
     """Multi-head scaled dot-product self-attention (Vaswani et al. 2017), as BERT has it.
 
-    Input: x [B, S, H] and mask, bool [B, S], True for a token. Output: [B, S, H], and the attention
-    weights [B, N, S, S] where `return_attention_weights`.
+    Input: x [B, S, H] and mask: bool [B, S], True for a token, or bool [B, S, S], True where the second
+    place is seen from the first. Output: [B, S, H], and the attention weights [B, N, S, S] where
+    `return_attention_weights`.
     """
 
     def __init__(self, num_heads, hidden_dim, dropout=0.1, initializer_range=0.02, **kwargs):
@@ -53,7 +54,7 @@ class SelfAttention(keras.layers.Layer):
         scores = ops.cast(scores, keras.backend.result_type(self.compute_dtype, "float32"))
         if mask is not None:
             bias = (1.0 - ops.cast(mask, scores.dtype)) * _MASKED
-            scores = scores + bias[:, None, None, :]
+            scores = scores + (bias[:, None, None, :] if len(mask.shape) == 2 else bias[:, None])
         weights = ops.softmax(scores)  # [B, N, S, S]
         dropped = self.dropout_layer(ops.cast(weights, self.compute_dtype), training=training)
         context = ops.transpose(ops.matmul(dropped, value), (0, 2, 1, 3))  # [B, S, N, D]
@@ -80,8 +81,9 @@ class SelfAttention(keras.layers.Layer):
 class TransformerBlock(keras.layers.Layer):
     """Attention and feed-forward, each with residual and normalisation after it (post-LN, as BERT).
 
-    Input: x [B, S, H] and mask, bool [B, S], True for a token. Output: [B, S, H], and the attention
-    weights [B, N, S, S] where `return_attention_weights`.
+    Input: x [B, S, H] and mask: bool [B, S], True for a token, or bool [B, S, S], True where the second
+    place is seen from the first. Output: [B, S, H], and the attention weights [B, N, S, S] where
+    `return_attention_weights`.
     """
 
     def __init__(
@@ -153,7 +155,9 @@ class TransformerBlock(keras.layers.Layer):
 class BertEncoder(keras.layers.Layer):
     """Token ids -> contextual vectors.
 
-    Input: a dict of `token_ids` int [B, S], `segment_ids` int [B, S], `padding_mask` bool [B, S].
+    Input: a dict of `token_ids` int [B, S], `segment_ids` int [B, S], `padding_mask` bool [B, S], and where
+    rows hold several texts `sequence_ids` int [B, S], the number of the text that a token is of, 0 for
+    padding: each text then sees itself alone, and its positions start at 0.
     Output: a dict of `sequence` [B, S, H] and `pooled` [B, H]; with `return_all` also `hidden_states`, the
     L + 1 states [B, S, H] from the embeddings on, and `attention_weights`, L times [B, N, S, S]; with
     `return_token_embeddings` also `token_embeddings` [V, H], for a decoder tied to them.
@@ -241,15 +245,20 @@ class BertEncoder(keras.layers.Layer):
             self.pooler.build((None, self.hidden_dim))
 
     def call(self, inputs, training=None, return_all=False, return_token_embeddings=False):
-        mask = inputs[features.PADDING_MASK]
-        x = self.embeddings(inputs[features.TOKEN_IDS], inputs[features.SEGMENT_IDS], training=training)
+        mask = seen = inputs[features.PADDING_MASK]
+        positions = None
+        if features.SEQUENCE_IDS in inputs:
+            seen, positions = within_texts(inputs[features.SEQUENCE_IDS])
+        x = self.embeddings(
+            inputs[features.TOKEN_IDS], inputs[features.SEGMENT_IDS], positions, training=training
+        )
         states, attention_weights = [x], []
         for block in self.blocks:
             if return_all:
-                x, weights = block(x, mask=mask, training=training, return_attention_weights=True)
+                x, weights = block(x, mask=seen, training=training, return_attention_weights=True)
                 attention_weights.append(weights)
             else:
-                x = block(x, mask=mask, training=training)
+                x = block(x, mask=seen, training=training)
             states.append(x)
         outputs = {features.SEQUENCE: x, features.POOLED: self._pool(x, mask)}
         if return_all:
@@ -273,6 +282,18 @@ class BertEncoder(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | self._own_config
+
+
+def within_texts(sequence_ids):
+    """Which places see each other, bool [B, S, S], and positions within the text, int32 [B, S].
+
+    Args:
+        sequence_ids: int [B, S]; places of one text have one number and stand side by side.
+    """
+    same = sequence_ids[:, :, None] == sequence_ids[:, None, :]  # [B, S, S]
+    first = ops.argmax(ops.cast(same, "int8"), axis=-1)  # [B, S]
+    places = ops.arange(ops.shape(sequence_ids)[1], dtype="int32")
+    return same, places - ops.cast(first, "int32")
 
 
 def _dense(units, initializer_range, policy, name, activation=None):

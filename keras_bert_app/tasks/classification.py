@@ -12,6 +12,7 @@ from keras_bert_app.config import Config, DataConfig, EncoderConfig, to_dict
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
+from keras_bert_app.model.flops import encoder_flops
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.text.packing import TextPacker, check_rank
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -31,6 +32,7 @@ class ClassificationTask:
     name = "classification"
     # Those that may choose the checkpoint: higher is better.
     selection_metrics = ("accuracy", "macro_f1", "micro_f1", "mcc")
+    inputs_dtypes = features.ENCODER_INPUTS
     targets_dtypes = {features.LABEL: "int32", features.WEIGHT: "float32"}
 
     def __init__(self, labels: Sequence[str], text_inputs: Sequence[str]):
@@ -90,14 +92,17 @@ class ClassificationTask:
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs -> {logits: float [B, C]}, as a functional Keras model."""
         inputs = {
-            name: keras.Input((None,), dtype=dtype, name=name)
-            for name, dtype in features.ENCODER_INPUTS.items()
+            name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in self.inputs_dtypes.items()
         }
         encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(inputs)
         head = ClassificationHead(
             len(self.labels), encoder.dropout, encoder.initializer_range, dtype=precision, name="head"
         )
         return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
+
+    def forward_flops(self, config: Config, encoder: EncoderConfig, lengths: np.ndarray) -> float:
+        """Floating-point operations of one pass over texts of so many tokens, int [B]; see model/flops.py."""
+        return encoder_flops(encoder, lengths) + 2.0 * encoder.hidden_dim * len(self.labels) * len(lengths)
 
     def preparation(self, config: Config, vocabulary: Vocabulary) -> None:
         """What is done to batches before the model sees them: nothing."""

@@ -1,5 +1,6 @@
 """What stands behind the mask, and how two texts belong together (Devlin et al. 2019, section 3.1)."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from keras_bert_app import features
 from keras_bert_app.config import Config, EncoderConfig, to_dict
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder, ClassificationHead
+from keras_bert_app.model.flops import encoder_flops
 from keras_bert_app.model.heads import MaskedLanguageModelHead
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -27,9 +29,10 @@ class PretrainingTask:
         pair_objective: "nsp", whether the second text follows the first or is another document's (Devlin et
             al. 2019); "sop", whether the two stand in their order or swapped (Lan et al. 2020, "ALBERT",
             section 3.1); "none", for rows without pairs. From nsp to sop only the examples differ.
+        packed: rows hold several texts, kept apart by `sequence_ids`; without pairs only.
 
     Raises:
-        UserError: an unknown objective.
+        UserError: an unknown objective, or packed pairs.
     """
 
     name = "pretraining"
@@ -38,30 +41,37 @@ class PretrainingTask:
     # It has no question that a text alone could be asked.
     text_inputs = ()
 
-    def __init__(self, pair_objective: str = "nsp"):
+    def __init__(self, pair_objective: str = "nsp", packed: bool = False):
         if pair_objective not in PAIR_OBJECTIVES:
             raise UserError(
                 f"the pair objective is {pair_objective!r}; it takes one of {', '.join(PAIR_OBJECTIVES)}"
             )
+        if packed and pair_objective != "none":
+            raise UserError(
+                f"several texts are packed into a row only where the pair objective is none; "
+                f"it is {pair_objective}"
+            )
         self.pair_objective = pair_objective
         self.pairs = pair_objective != "none"
+        self.packed = packed
+        self.inputs_dtypes = features.ENCODER_INPUTS | ({features.SEQUENCE_IDS: "int32"} if packed else {})
         pair_dtypes = {features.NEXT_SENTENCE_LABEL: "int32"} if self.pairs else {}
         self.targets_dtypes = pair_dtypes | {features.WEIGHT: "float32"}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""
-        return {"pair_objective": self.pair_objective}
+        return {"pair_objective": self.pair_objective, "packed": self.packed}
 
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs and masked_positions -> {masked_logits [B, P, V], pair_logits [B, 2]}.
 
         Without pairs there are no pair_logits, and no pooler, which nothing would train.
         """
-        settings = to_dict(encoder) | ({} if self.pairs else {"pooling": "mean"})
-        dtypes = features.ENCODER_INPUTS | {features.MASKED_POSITIONS: "int32"}
+        encoder = self._with_needed_pooler(encoder)
+        dtypes = self.inputs_dtypes | {features.MASKED_POSITIONS: "int32"}
         inputs = {name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in dtypes.items()}
-        encoded = BertEncoder(**settings, dtype=precision, name="encoder")(
-            {name: inputs[name] for name in features.ENCODER_INPUTS}, return_token_embeddings=True
+        encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(
+            {name: inputs[name] for name in self.inputs_dtypes}, return_token_embeddings=True
         )
         masked_head = MaskedLanguageModelHead(
             encoder.activation,
@@ -84,6 +94,22 @@ class PretrainingTask:
             )
             outputs[features.PAIR_LOGITS] = pair_head(encoded[features.POOLED])
         return keras.Model(inputs, outputs, name=self.name)
+
+    def forward_flops(self, config: Config, encoder: EncoderConfig, lengths: np.ndarray) -> float:
+        """Floating-point operations of one pass forward; see model/flops.py.
+
+        Args:
+            lengths: tokens of each text, or pair of texts in one row, int [texts]. Of each text
+                `config.masking.rate` is taken to be masked, special tokens as well.
+        """
+        masking, hidden = config.masking, encoder.hidden_dim
+        masked = np.minimum(np.multiply(masking.rate, lengths), masking.max_predictions or np.inf).sum()
+        masked_head = 2 * masked * hidden * (hidden + encoder.vocabulary_size)
+        pair_head = 4 * hidden * len(lengths) if self.pairs else 0
+        return encoder_flops(self._with_needed_pooler(encoder), lengths) + float(masked_head + pair_head)
+
+    def _with_needed_pooler(self, encoder: EncoderConfig) -> EncoderConfig:
+        return encoder if self.pairs else dataclasses.replace(encoder, pooling="mean")
 
     def preparation(self, config: Config, vocabulary: Vocabulary) -> TokenMasker:
         """What is done to batches before the model sees them: tokens are hidden.

@@ -79,7 +79,7 @@ class TokenMasker:
         unit_seed, choice_seed, replacement_seed = tf.unstack(
             tf.random.experimental.stateless_split(seed, 3, alg="philox")
         )
-        maskable = batch[features.PADDING_MASK] & ~tf.gather(self._special, token_ids)
+        maskable = self.maskable(batch)
         units = number_units(self._unit_starts(token_ids, maskable, unit_seed))
         chosen = choose_units(units, maskable, self.rate, choice_seed, self.max_predictions)
         positions, weights = masked_positions(chosen, self.max_predictions)
@@ -90,6 +90,10 @@ class TokenMasker:
             * tf.cast(weights, token_ids.dtype),
             features.MASKED_WEIGHTS: weights,
         }
+
+    def maskable(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Which tokens of a batch may be hidden, bool [B, S]."""
+        return batch[features.PADDING_MASK] & ~tf.gather(self._special, batch[features.TOKEN_IDS])
 
     @cached_property
     def _special(self) -> np.ndarray:

