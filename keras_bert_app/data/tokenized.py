@@ -41,7 +41,14 @@ class ChunkTokenizer:
         )
 
     def write(self, documents: Sequence[bytes], folder: Path) -> None:
-        """Write one chunk as a folder of arrays, whole or not at all.
+        """Write what `tokenise` gives as a folder of arrays, whole or not at all."""
+        columns = self.tokenise(documents)
+        with atomic_directory(folder) as temporary:
+            for name, column in columns.items():
+                np.save(temporary / f"{name}.npy", column)
+
+    def tokenise(self, documents: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """One chunk of documents as arrays.
 
         tokens [T]; sentence_lengths int32 [N], tokens of each sentence, none 0; document_lengths int32 [D],
         sentences of each document, 0 where it has no tokens; digests uint64 [D, 2]; signatures uint32 [D, K].
@@ -57,12 +64,13 @@ class ChunkTokenizer:
         document_lengths = np.bincount(owners, minlength=len(documents))
         starts = _starts(np.bincount(owners, weights=lengths, minlength=len(documents)).astype(np.int64))
         digests = b"".join(map(document_digest, documents))
-        with atomic_directory(folder) as temporary:
-            np.save(temporary / "tokens.npy", tokens)
-            np.save(temporary / "sentence_lengths.npy", lengths.astype(np.int32))
-            np.save(temporary / "document_lengths.npy", document_lengths.astype(np.int32))
-            np.save(temporary / "digests.npy", np.frombuffer(digests, "<u8").reshape(-1, 2))
-            np.save(temporary / "signatures.npy", signatures(tokens, starts, self._unknown))
+        return {
+            "tokens": tokens,
+            "sentence_lengths": lengths.astype(np.int32),
+            "document_lengths": document_lengths.astype(np.int32),
+            "digests": np.frombuffer(digests, "<u8").reshape(-1, 2),
+            "signatures": signatures(tokens, starts, self._unknown),
+        }
 
     def _token_ids(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Sentences -> (token ids [T], tokens of each [N])."""
@@ -94,6 +102,11 @@ class TokenizedDocuments:
         """Where in `tokens` the sentences of a document begin, and where the last ends."""
         first, last = self.document_starts[document : document + 2].tolist()
         return self.sentence_starts[first : last + 1].tolist()
+
+    def document_tokens(self, document: int) -> np.ndarray:
+        """All token ids of a document."""
+        bounds = self.token_bounds(document)
+        return self.tokens[bounds[0] : bounds[-1]]
 
     @classmethod
     def open(cls, folder: Path) -> "TokenizedDocuments":
