@@ -1,6 +1,6 @@
 """Which documents say again what an earlier one said: MinHash over token shingles, tables on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,32 +90,51 @@ def find_duplicates(
     usable = np.zeros(num_documents, bool)
     for start, stop in _blocks(num_documents):
         part = signatures[start:stop]
-        usable[start:stop] = part[:, 0] != EMPTY
-        keys[:, start:stop] = _band_keys(part)
+        usable[start:stop], keys[:, start:stop] = band_keys(part)
     for band in keys:
         for earlier, later in _equal_keys(band, usable & ~exact, memory_bytes):
             open_ = ~near[later]
             earlier, later = earlier[open_], later[open_]
             for start, stop in _blocks(len(later)):
-                agree = (signatures[earlier[start:stop]] == signatures[later[start:stop]]).mean(axis=1)
+                agree = agreement(signatures[earlier[start:stop]], signatures[later[start:stop]])
                 near[later[start:stop][agree >= threshold]] = True
     del keys
     path.unlink()
     return exact, near
 
 
-def _band_keys(part: np.ndarray) -> np.ndarray:
+def band_keys(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Signatures, uint32 [D, NUM_HASHES] -> (whether there is one, bool [D], keys, uint64 [NUM_BANDS, D]).
+
+    Documents with an equal key in a band may be near duplicates.
+    """
     rows = part.reshape(len(part), NUM_BANDS, ROWS_PER_BAND).astype(np.uint64)
     keys = np.zeros((len(part), NUM_BANDS), np.uint64)
     for row in range(ROWS_PER_BAND):
         keys = _mix(keys + rows[:, :, row] + np.uint64(1))
-    return keys.T
+    return part[:, 0] != EMPTY, keys.T
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The share of equal entries of signatures [D, NUM_HASHES] and as many others, float [D]."""
+    return (one == other).mean(axis=1)
+
+
+def consecutive(members: Sequence) -> Iterator[tuple]:
+    """Documents with equal keys, in order -> the pairs (earlier, later) that are compared.
+
+    Each is compared with the first and with the one before it.
+    """
+    for number in range(1, len(members)):
+        yield members[0], members[number]
+        if number > 1:
+            yield members[number - 1], members[number]
 
 
 def _equal_keys(
     keys: np.ndarray, usable: np.ndarray, memory_bytes: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs (earlier, later) of documents with equal keys: each with the first such, and with the last."""
+    """Pairs (earlier, later) of documents with equal keys, as `consecutive` gives them, in arrays."""
     num_passes = max(1, -(-len(keys) * _BYTES_PER_KEY // memory_bytes))
     for number in range(num_passes):
         found = []
