@@ -152,7 +152,7 @@ def complete(plan: Plan, bounds: Sequence[int] = ()) -> Spans:
 
 def document_examples(documents: TokenizedDocuments, number: int, options: PrepareOptions) -> Iterator[Spans]:
     """All examples of one document, partners included, where all documents are at hand."""
-    bounds, digest = documents.token_bounds(number), documents.digests[number].tobytes()
+    bounds, digest = documents.token_bounds(number), documents.digest(number)
     for plan in plan_examples(bounds, digest, number, len(documents), options):
         yield complete(plan, () if plan.partner is None else documents.token_bounds(plan.partner))
 

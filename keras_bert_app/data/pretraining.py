@@ -132,11 +132,11 @@ def _select(chunks, work: Path, options: PrepareOptions, skipped: Skipped, on_pr
         digests = tokenized.load_column(chunks, "digests")
         on_progress("drop duplicates", 0, len(digests))
         with atomic_directory(finished) as folder:
-            signatures = tokenized.map_signatures(chunks, len(digests), folder / "signatures.npy")
+            signatures = tokenized.gather_signatures(chunks, len(digests), folder / "signatures.npy")
             exact, near = find_duplicates(
                 tokenized.contents(digests), signatures, options.near_duplicates, options.memory_bytes, folder
             )
-            del signatures
+            signatures.close()
             (folder / "signatures.npy").unlink()
             without_tokens = tokenized.load_column(chunks, "document_lengths") == 0
             kept = ~(exact | near | without_tokens)
@@ -162,7 +162,7 @@ def _select(chunks, work: Path, options: PrepareOptions, skipped: Skipped, on_pr
 def _write_shards(work: Path, split: str, workers, on_progress) -> list[Path]:
     """The examples of a split, in the files that there should be; those that are there are kept."""
     documents = TokenizedDocuments.open(work / "documents" / split)
-    shards = Shards(split, len(documents), int(documents.sentence_starts[-1]))
+    shards = Shards(split, len(documents), len(documents.tokens))
     paths = [work / "examples" / shards.name(shard) for shard in range(len(shards))]
     missing = [
         (work / "documents" / split, path, shards.documents(shard))
