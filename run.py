@@ -32,7 +32,8 @@ def prepare():
     from keras_bert_app.training import pretraining
 
     config = configuration.freeze(FLAGS.config)
-    print(pretraining.prepare(config, FLAGS.input, Path(FLAGS.output), FLAGS.num_workers or _num_cores()))
+    num_workers = FLAGS.num_workers or _num_cores()
+    print(pretraining.prepare(config, FLAGS.input, Path(FLAGS.output), num_workers, FLAGS.beam))
 
 
 def pretrain():
@@ -152,6 +153,11 @@ OUTPUT = _string("output", "file (vocab, predict) or folder (prepare, evaluate) 
 VOCAB_SIZE = _whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
 LOWER_CASE = ("lower_case", _lower_case, "lower-case and strip accents; --nolower_case doesn't", True)
 NUM_WORKERS = _whole_number("num_workers", "processes; if not given, one a core", least=1)
+BEAM = _string(
+    "beam",
+    "options of an Apache Beam pipeline that does the work, such as '--runner=FlinkRunner --flink_master=…'",
+    "",
+)
 EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")
 MODEL = _string("model", "name of the model at the server; for serve: the name of the folder if not given")
 TARGET = _string("target", "the server's address", "localhost:8500")
@@ -163,7 +169,7 @@ CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), chan
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
     "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, LOWER_CASE), ("input", "output")),
-    "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS), ("config", "input", "output")),
+    "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS, BEAM), ("config", "input", "output")),
     "pretrain": (pretrain, (CONFIG, WORKDIR), ("config", "workdir")),
     "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
     "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),

@@ -118,7 +118,10 @@ class PrepareConfig:
         "what is asked of two texts: whether the second follows the first, their order, or nothing",
         one_of=("nsp", "sop", "none"),
     )
-    short_fraction: float = _key(0.1, "of examples made shorter than max_length on purpose", least=0, most=1)
+    short_fraction: float = _key(
+        0.1, "of examples made shorter than max_length on purpose; not with pack", least=0, most=1
+    )
+    pack: bool = _key(False, "for objective none: rows filled with one document after another")
     held_out: float = _key(
         0.01, "share of documents set apart, on which pretraining is evaluated", least=0, most=0.5
     )

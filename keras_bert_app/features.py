@@ -22,6 +22,7 @@ SEGMENT_IDS = "segment_ids"  # int32 [B, S]; 0 for the first text, 1 for the sec
 PADDING_MASK = "padding_mask"  # bool [B, S]; True for a token, False for padding
 SEQUENCE_IDS = "sequence_ids"  # int32 [B, S]; texts packed in a row, numbered from 1; 0 for padding
 ENCODER_INPUTS = {TOKEN_IDS: "int32", SEGMENT_IDS: "int32", PADDING_MASK: "bool"}
+SEQUENCE_IDS = "sequence_ids"  # int32 [B, S]; texts packed in a row, numbered from 1; 0 for padding
 
 # What a batch has beside them.
 WEIGHT = "weight"  # float32 [B]; 0 for rows that only fill up a batch

@@ -10,6 +10,7 @@ from keras_bert_app import features
 from keras_bert_app.data.batches import Batches
 from keras_bert_app.data.examples_store import (
     MANIFEST,
+    Example,
     ExampleStore,
     describe,
     index_path,
@@ -21,7 +22,7 @@ from keras_bert_app.errors import UserError
 def example(number):
     length = 3 + number % 7
     ids = [(number * 31 + place) * 97 % 30_000 for place in range(length)]
-    return ids, [0] * 2 + [1] * (length - 2), number % 2
+    return Example(ids, [0] * 2 + [1] * (length - 2), number % 2)
 
 
 def store(tmp_path, sizes=(5, 1, 9), objective="nsp"):
@@ -41,9 +42,9 @@ def test_any_example_is_read_by_its_number(tmp_path):
     read = examples.read(rows)
     wanted = [example(row) for row in rows]
     assert len(examples) == 15
-    assert read[features.TOKEN_IDS].to_list() == [ids for ids, _, _ in wanted]
-    assert read[features.SEGMENT_IDS].to_list() == [segments for _, segments, _ in wanted]
-    assert read[features.NEXT_SENTENCE_LABEL].numpy().tolist() == [label for _, _, label in wanted]
+    assert read[features.TOKEN_IDS].to_list() == [each.token_ids for each in wanted]
+    assert read[features.SEGMENT_IDS].to_list() == [each.segment_ids for each in wanted]
+    assert read[features.NEXT_SENTENCE_LABEL].numpy().tolist() == [each.label for each in wanted]
     assert examples.lengths.tolist() == [len(example(row)[0]) for row in range(15)]
 
 
@@ -90,11 +91,33 @@ def test_batches_give_every_example_once_an_epoch_in_an_order_of_seed_and_epoch(
 
 
 def test_examples_without_pairs_have_no_label(tmp_path):
-    write_records(tmp_path / "a.tfrecord", [([1, 2], [0, 0], -1)])
+    write_records(tmp_path / "a.tfrecord", [Example([1, 2], [0, 0])])
     files = [describe(tmp_path / "a.tfrecord")]
     manifest = {"options": {"objective": "none"}, "pad_id": 0, "splits": {"train": {"files": files}}}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     assert set(ExampleStore(tmp_path).batch([0])) == {*features.ENCODER_INPUTS, features.WEIGHT}
+
+
+def test_texts_packed_in_a_row_are_numbered_and_padding_is_0(tmp_path):
+    rows = [
+        Example([1, 2, 3, 4, 5], [0] * 5, sequence_ids=[1, 1, 2, 2, 2]),
+        Example([6], [0], sequence_ids=[1]),
+    ]
+    write_records(tmp_path / "a.tfrecord", rows)
+    splits = {"train": {"files": [describe(tmp_path / "a.tfrecord")]}}
+    manifest = {"options": {"objective": "none", "pack": True}, "pad_id": 9, "splits": splits}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    examples = ExampleStore(tmp_path)
+    batch = examples.batch([1, 0])
+    assert examples.packed
+    assert batch[features.SEQUENCE_IDS].numpy().tolist() == [[1, 0, 0, 0, 0], [1, 1, 2, 2, 2]]
+    assert batch[features.SEQUENCE_IDS].dtype == "int32"
+    assert batch[features.TOKEN_IDS].numpy().tolist() == [[6, 9, 9, 9, 9], [1, 2, 3, 4, 5]]
+
+
+def test_rows_of_one_text_have_no_numbers_of_texts(tmp_path):
+    examples = store(tmp_path)
+    assert not examples.packed and features.SEQUENCE_IDS not in examples.batch([0])
 
 
 def test_a_failure_leaves_neither_records_nor_index(tmp_path):

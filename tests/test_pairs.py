@@ -3,8 +3,18 @@
 import numpy as np
 import pytest
 
-from keras_bert_app.data.pairs import DIFFERS, FOLLOWS, NO_LABEL, document_examples
+from keras_bert_app.data.pairs import (
+    DIFFERS,
+    FOLLOWS,
+    NO_LABEL,
+    PrepareOptions,
+    complete,
+    document_examples,
+    pack_documents,
+    plan_examples,
+)
 from keras_bert_app.data.tokenized import TokenizedDocuments
+from keras_bert_app.errors import UserError
 
 MAX_LENGTH = 32
 
@@ -19,10 +29,11 @@ def corpus(sentences_per_document, random, longest=12):
 
 def examples_of(documents, objective="nsp", max_length=MAX_LENGTH, short_fraction=0.1, seed=0):
     """(document, spans) of all documents."""
+    options = PrepareOptions(objective, short_fraction, max_length=max_length, seed=seed)
     return [
         (number, spans)
         for number in range(len(documents))
-        for spans in document_examples(documents, number, objective, max_length, short_fraction, seed)
+        for spans in document_examples(documents, number, options)
     ]
 
 
@@ -114,10 +125,60 @@ def test_partners_are_spread_over_all_documents():
 
 
 def test_pairs_are_a_function_of_seed_and_document(documents):
-    once = list(document_examples(documents, 5, "nsp", MAX_LENGTH, 0.1, 1))
+    def pairs_of(seed):
+        return list(document_examples(documents, 5, PrepareOptions(max_length=MAX_LENGTH, seed=seed)))
+
+    once = pairs_of(1)
     examples_of(documents, seed=3)[:10]
-    assert once == list(document_examples(documents, 5, "nsp", MAX_LENGTH, 0.1, 1))
-    assert once != list(document_examples(documents, 5, "nsp", MAX_LENGTH, 0.1, 2))
+    assert once == pairs_of(1) != pairs_of(2)
+
+
+def test_a_plan_does_not_depend_on_the_partners_nor_on_where_tokens_are(documents):
+    options = PrepareOptions(max_length=MAX_LENGTH)
+    for number in range(20):
+        bounds, digest = documents.token_bounds(number), documents.digests[number].tobytes()
+        moved = [bound - bounds[0] for bound in bounds]
+        here = list(plan_examples(bounds, digest, number, len(documents), options))
+        there = list(plan_examples(moved, digest, number, len(documents), options))
+        assert len(here) == len(there) > 0
+        for plan, same in zip(here, there, strict=True):
+            partner = documents.token_bounds(plan.partner) if plan.second is None else [0, 3, 9]
+            one, other = complete(plan, partner), complete(same, partner)
+            assert one.first - bounds[0] == other.first and one.first_end - bounds[0] == other.first_end
+            if plan.second is None:
+                assert one[2:] == other[2:] and plan.partner != number
+                shorter = complete(plan, [0, 1])  # another partner changes nothing but what is cut
+                assert plan.first[0] <= shorter.first < shorter.first_end <= plan.first[1]
+
+
+def test_draws_of_an_example_are_its_own():
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 12, 60)
+    bounds = np.cumsum([0, *lengths]).tolist()
+    plans = list(plan_examples(bounds, b"0" * 16, 0, 1000, PrepareOptions(max_length=MAX_LENGTH)))
+    # A document that begins alike has the same plans until its end comes near.
+    shorter = list(plan_examples(bounds[:40], b"0" * 16, 0, 1000, PrepareOptions(max_length=MAX_LENGTH)))
+    assert len(shorter) > 5 and shorter[:-2] == plans[: len(shorter) - 2]
+
+
+def test_packed_rows_are_full_and_hold_every_token_in_order():
+    random = np.random.default_rng(0)
+    documents = [
+        np.arange(length) + 1000 * number for number, length in enumerate(random.integers(1, 90, 99))
+    ]
+    rows = list(pack_documents(documents, MAX_LENGTH))
+    assert (
+        np.concatenate([text for row in rows for text in row]).tolist() == np.concatenate(documents).tolist()
+    )
+    sizes = [sum(len(text) + 2 for text in row) for row in rows]
+    assert max(sizes) <= MAX_LENGTH and min(sizes[:-1]) > MAX_LENGTH - 8
+    assert all(len({int(token) // 1000 for token in text}) == 1 and len(text) for row in rows for text in row)
+    assert max(map(len, rows)) > 2
+
+
+def test_packing_goes_with_no_pairs():
+    with pytest.raises(UserError, match=r"pack is True, but objective is 'nsp'; .* set objective to 'none'"):
+        PrepareOptions(pack=True)
 
 
 def test_a_document_of_one_sentence_makes_no_pair_but_is_a_partner():

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_app import features
-from keras_bert_app.data import pretraining
+from keras_bert_app.data import examples, pretraining
 from keras_bert_app.data.documents import split_sentences
 from keras_bert_app.data.examples_store import MANIFEST, ExampleStore
 from keras_bert_app.data.pretraining import PrepareOptions, prepare_examples
@@ -39,7 +39,7 @@ DOCUMENTS = [document(number) for number in range(90)]
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(pretraining, "_CHUNK_BYTES", 4096)
-    monkeypatch.setattr(pretraining, "_SHARD_TOKENS", 1500)
+    monkeypatch.setattr(examples, "_SHARD_TOKENS", 1500)
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ def test_after_a_failure_finished_parts_are_kept_and_bytes_are_the_same(corpus, 
 
 KILLED = """
 import os, signal, sys
-from keras_bert_app.data import pretraining
+from keras_bert_app.data import examples, pretraining
 from keras_bert_app.text.vocabulary import Vocabulary
-pretraining._CHUNK_BYTES, pretraining._SHARD_TOKENS = 4096, 1500
+pretraining._CHUNK_BYTES, examples._SHARD_TOKENS = 4096, 1500
 write, written = pretraining.write_records, []
 def dying(path, examples):
     def some():

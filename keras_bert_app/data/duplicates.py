@@ -1,9 +1,12 @@
 """Which documents say again what an earlier one said: MinHash over token shingles, tables on disk."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from keras_bert_app.data.array_files import ArrayFile, array_writer
 
 # 21 bands of 6: documents that share 80 % of their shingles meet in a band with probability 0.998.
 NUM_BANDS, ROWS_PER_BAND = 21, 6
@@ -68,12 +71,16 @@ def _fill_by_rotation(bins: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(
-    contents: np.ndarray, signatures: np.ndarray, threshold: float, memory_bytes: int, folder: Path
+    contents: np.ndarray,
+    signatures: np.ndarray | ArrayFile,
+    threshold: float,
+    memory_bytes: int,
+    folder: Path,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(exact, near), each bool [D]: the documents that an earlier one makes superfluous.
 
-    contents: uint64 [D], hashes of the documents' text. signatures: uint32 [D, NUM_HASHES], as a memory map
-    where there are many. Near duplicates are those whose signature agrees in `threshold` of its entries with
+    contents: uint64 [D], hashes of the documents' text. signatures: uint32 [D, NUM_HASHES], as a file where
+    there are many. Near duplicates are those whose signature agrees in `threshold` of its entries with
     that of an earlier document, kept or not (Lee et al. 2022): whether a document goes depends on the
     documents before it alone. Keys are sorted in as many passes as `memory_bytes` asks for; they lie in
     `folder` meanwhile, 168 bytes a document.
@@ -85,45 +92,69 @@ def find_duplicates(
         exact[later] = True
     if threshold >= 1 or not num_documents:
         return exact, near
-    path = folder / "band_keys.npy"
-    keys = np.lib.format.open_memmap(path, "w+", np.uint64, (NUM_BANDS, num_documents))
     usable = np.zeros(num_documents, bool)
-    for start, stop in _blocks(num_documents):
-        part = signatures[start:stop]
-        usable[start:stop] = part[:, 0] != EMPTY
-        keys[:, start:stop] = _band_keys(part)
-    for band in keys:
+    paths = [folder / f"band-{band}.npy" for band in range(NUM_BANDS)]
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(array_writer(path, np.uint64, (num_documents,))) for path in paths]
+        for start, stop in _blocks(num_documents):
+            usable[start:stop], keys = band_keys(signatures[start:stop])
+            for write, band in zip(writers, keys, strict=True):
+                write(band)
+    for path in paths:
+        band = ArrayFile(path)
         for earlier, later in _equal_keys(band, usable & ~exact, memory_bytes):
             open_ = ~near[later]
             earlier, later = earlier[open_], later[open_]
             for start, stop in _blocks(len(later)):
-                agree = (signatures[earlier[start:stop]] == signatures[later[start:stop]]).mean(axis=1)
+                agree = agreement(signatures[earlier[start:stop]], signatures[later[start:stop]])
                 near[later[start:stop][agree >= threshold]] = True
-    del keys
-    path.unlink()
+        band.close()
+        path.unlink()
     return exact, near
 
 
-def _band_keys(part: np.ndarray) -> np.ndarray:
+def band_keys(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Signatures, uint32 [D, NUM_HASHES] -> (whether there is one, bool [D], keys, uint64 [NUM_BANDS, D]).
+
+    Documents with an equal key in a band may be near duplicates.
+    """
     rows = part.reshape(len(part), NUM_BANDS, ROWS_PER_BAND).astype(np.uint64)
     keys = np.zeros((len(part), NUM_BANDS), np.uint64)
     for row in range(ROWS_PER_BAND):
         keys = _mix(keys + rows[:, :, row] + np.uint64(1))
-    return keys.T
+    return part[:, 0] != EMPTY, keys.T
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The share of equal entries of signatures [D, NUM_HASHES] and as many others, float [D]."""
+    return (one == other).mean(axis=1)
+
+
+def consecutive(members: Sequence) -> Iterator[tuple]:
+    """Documents with equal keys, in order -> the pairs (earlier, later) that are compared.
+
+    Each is compared with the first and with the one before it.
+    """
+    for number in range(1, len(members)):
+        yield members[0], members[number]
+        if number > 1:
+            yield members[number - 1], members[number]
 
 
 def _equal_keys(
-    keys: np.ndarray, usable: np.ndarray, memory_bytes: int
+    keys: np.ndarray | ArrayFile, usable: np.ndarray, memory_bytes: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs (earlier, later) of documents with equal keys: each with the first such, and with the last."""
+    """Pairs (earlier, later) of documents with equal keys, as `consecutive` gives them, in arrays."""
     num_passes = max(1, -(-len(keys) * _BYTES_PER_KEY // memory_bytes))
     for number in range(num_passes):
-        found = []
+        found, found_keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
         for start, stop in _blocks(len(keys), 2**20):
-            part = ((keys[start:stop] >> np.uint64(32)) * np.uint64(num_passes)) >> np.uint64(32)
-            found.append(start + np.flatnonzero((part == number) & usable[start:stop]))
-        members = np.concatenate(found) if found else np.zeros(0, np.int64)
-        values = keys[members]
+            block = keys[start:stop]
+            part = ((block >> np.uint64(32)) * np.uint64(num_passes)) >> np.uint64(32)
+            chosen = np.flatnonzero((part == number) & usable[start:stop])
+            found.append(start + chosen)
+            found_keys.append(block[chosen])
+        members, values = np.concatenate(found), np.concatenate(found_keys)
         order = np.argsort(values, kind="stable")
         members, values = members[order], values[order]
         again = np.flatnonzero(values[1:] == values[:-1]) + 1

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,32 +32,47 @@ def index_path(records: Path) -> Path:
     return records.with_suffix(".index.npy")
 
 
-def write_records(path: Path, examples: Iterable[tuple[Sequence[int], Sequence[int], int]]) -> None:
-    """Write (token ids, segment ids, label) as TFRecord of tf.train.Example, and the index beside it.
+class Example(NamedTuple):
+    """token_ids, segment_ids: of the same length, with [CLS] and [SEP], without padding or masks.
 
-    Features: token_ids and segment_ids, int64 lists of the same length, with [CLS] and [SEP], without padding
-    or masks; next_sentence_label, int64, unless the label is negative. Once `path` is there, both are whole.
+    label: next_sentence_label, or -1 where there is none. sequence_ids: the number of each token's text in
+    its row, from 1; empty unless rows are packed.
+    """
+
+    token_ids: Sequence[int]
+    segment_ids: Sequence[int]
+    label: int = -1
+    sequence_ids: Sequence[int] = ()
+
+
+def write_records(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples as TFRecord of tf.train.Example, and the index beside it.
+
+    Features: token_ids, segment_ids and, unless it is empty, sequence_ids, int64 lists; next_sentence_label,
+    int64, unless the label is negative. Once `path` is there, both are whole.
     """
     entries, offset = [], 0
     with atomic_file(path) as records, atomic_file(index_path(path)) as index:
         with tf.io.TFRecordWriter(str(records)) as writer:
-            for token_ids, segment_ids, label in examples:
-                record = _serialise(token_ids, segment_ids, label)
+            for example in examples:
+                record = _serialise(example)
                 writer.write(record)
-                entries.append((offset + _BEFORE, len(record), len(token_ids), label))
+                entries.append((offset + _BEFORE, len(record), len(example.token_ids), example.label))
                 offset += _BEFORE + len(record) + _AFTER
         with index.open("wb") as file:
             np.save(file, np.array(entries, INDEX_DTYPE))
 
 
-def _serialise(token_ids: Sequence[int], segment_ids: Sequence[int], label: int) -> bytes:
-    example = tf.train.Example()
-    feature = example.features.feature
-    feature[features.TOKEN_IDS].int64_list.value.extend(token_ids)
-    feature[features.SEGMENT_IDS].int64_list.value.extend(segment_ids)
-    if label >= 0:
-        feature[features.NEXT_SENTENCE_LABEL].int64_list.value.append(label)
-    return example.SerializeToString(deterministic=True)
+def _serialise(example: Example) -> bytes:
+    serialised = tf.train.Example()
+    feature = serialised.features.feature
+    feature[features.TOKEN_IDS].int64_list.value.extend(example.token_ids)
+    feature[features.SEGMENT_IDS].int64_list.value.extend(example.segment_ids)
+    if example.label >= 0:
+        feature[features.NEXT_SENTENCE_LABEL].int64_list.value.append(example.label)
+    if example.sequence_ids:
+        feature[features.SEQUENCE_IDS].int64_list.value.extend(example.sequence_ids)
+    return serialised.SerializeToString(deterministic=True)
 
 
 def describe(records: Path) -> dict:
@@ -154,6 +170,17 @@ class ExampleStore:
     def _pairs(self) -> bool:
         return self.manifest["options"]["objective"] != "none"
 
+    @property
+    def packed(self) -> bool:
+        """Whether rows hold several texts, told apart by sequence_ids."""
+        return self.manifest["options"].get("pack", False)
+
+    @property
+    def _sequences(self) -> tuple[str, ...]:
+        """The features that have a value a token."""
+        packed = (features.SEQUENCE_IDS,) if self.packed else ()
+        return (features.TOKEN_IDS, features.SEGMENT_IDS, *packed)
+
     def records(self, rows: Sequence[int]) -> list[bytes]:
         """The serialised tf.train.Examples of these numbers."""
         result = []
@@ -165,23 +192,26 @@ class ExampleStore:
         return result
 
     def read(self, rows: Sequence[int]) -> dict[str, tf.RaggedTensor | tf.Tensor]:
-        """token_ids, segment_ids, ragged int32 [B, (T)], and for pairs next_sentence_label, int32 [B]."""
-        names = (features.TOKEN_IDS, features.SEGMENT_IDS)
-        wanted = {name: tf.io.RaggedFeature(tf.int64) for name in names}
+        """token_ids, segment_ids, ragged int32 [B, (T)], and for pairs next_sentence_label, int32 [B].
+
+        Packed rows have sequence_ids as well, ragged int32 [B, (T)].
+        """
+        wanted = {name: tf.io.RaggedFeature(tf.int64) for name in self._sequences}
         if self._pairs:
             wanted[features.NEXT_SENTENCE_LABEL] = tf.io.FixedLenFeature([], tf.int64)
         parsed = tf.io.parse_example(tf.constant(self.records(rows), tf.string), wanted)
         return {name: tf.cast(value, tf.int32) for name, value in parsed.items()}
 
     def batch(self, rows: Sequence[int]) -> dict[str, tf.Tensor]:
-        """The encoder's inputs [B, S], S the longest of these rows, and the targets [B]."""
+        """The encoder's inputs [B, S], S the longest of these rows, and the targets [B].
+
+        Packed rows have sequence_ids as well, int32 [B, S], 0 for padding.
+        """
         values = self.read(rows) | {features.WEIGHT: tf.constant(self.targets[features.WEIGHT][rows])}
         lengths = values[features.TOKEN_IDS].row_lengths()
-        return {
-            features.TOKEN_IDS: values.pop(features.TOKEN_IDS).to_tensor(self.manifest["pad_id"]),
-            features.SEGMENT_IDS: values.pop(features.SEGMENT_IDS).to_tensor(0),
-            features.PADDING_MASK: tf.sequence_mask(lengths),
-        } | values
+        padding = {features.TOKEN_IDS: self.manifest["pad_id"]}
+        sequences = {name: values[name].to_tensor(padding.get(name, 0)) for name in self._sequences}
+        return values | sequences | {features.PADDING_MASK: tf.sequence_mask(lengths)}
 
     def verify(self) -> None:
         """Read every file of the split and compare it with its hash.

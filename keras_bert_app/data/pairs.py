@@ -1,18 +1,72 @@
-"""Which spans of which documents make an example: next-sentence pairs, sentence order, or one span."""
+"""Which spans of which documents make an example: next-sentence pairs, sentence order, or spans alone.
+
+An example is first planned, from its own document alone, then completed with what its partner has to give.
+Both are functions of their arguments, so that any engine, in any order, makes the same examples.
+"""
 
 import hashlib
-import random
-from collections.abc import Iterator
+import itertools
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from keras_bert_app.config import PrepareConfig, check
 from keras_bert_app.data.tokenized import TokenizedDocuments
+from keras_bert_app.errors import UserError
 
 FOLLOWS, DIFFERS, NO_LABEL = 0, 1, -1
 _SHORTEST_TARGET = 2
+_LEAST_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class PrepareOptions(PrepareConfig):
+    """How documents become examples: the config's section, and what of the config's other keys counts.
+
+    Raises:
+        UserError: a value out of range, or two that exclude each other; names the key.
+    """
+
+    max_length: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        check(self, "config.prepare")
+        if self.max_length < _LEAST_LENGTH:
+            raise UserError(
+                f"config.text.max_length is {self.max_length}; examples take at least {_LEAST_LENGTH}"
+            )
+        if self.pack and self.objective != "none":
+            raise UserError(
+                f"config.prepare.pack is True, but objective is {self.objective!r}; rows of several "
+                "documents have no pairs: set objective to 'none', or pack to False"
+            )
+
+
+class Plan(NamedTuple):
+    """What an example's own document tells of it.
+
+    first, second: tokens [start, end) of that document; second is None where it is the partner's, and empty
+    where there is none. partner: the other document's number. place, cuts: 64-bit draws, of the partner's
+    sentence to begin with, and of how much of what is too long goes from the front of either span. target:
+    tokens wanted of the partner. room: tokens that both may have. label: see `Spans`.
+    """
+
+    first: tuple[int, int]
+    second: tuple[int, int] | None
+    label: int
+    room: int
+    cuts: tuple[int, int]
+    partner: int | None = None
+    place: int = 0
+    target: int = 0
 
 
 class Spans(NamedTuple):
-    """An example: tokens [first, first_end) of the documents and, for pairs, [second, second_end).
+    """An example: tokens [first, first_end) of its document and, for pairs, [second, second_end).
 
     label: 0 where the second span follows the first in their document; 1 where it is from another document
     (nsp) or precedes it (sop); -1 where there is no second.
@@ -25,15 +79,26 @@ class Spans(NamedTuple):
     label: int
 
 
-def document_examples(
-    documents: TokenizedDocuments,
-    number: int,
-    objective: str,
-    max_length: int,
-    short_fraction: float,
-    seed: int,
-) -> Iterator[Spans]:
-    """The examples of one document: a function of the arguments, whoever computes it.
+class _Draws(NamedTuple):
+    """The draws of one example, 64 bits each, whether it needs them or not."""
+
+    differs: int
+    short: int
+    length: int
+    middle: int
+    partner: int
+    place: int
+    first_cut: int
+    second_cut: int
+
+
+def plan_examples(
+    bounds: Sequence[int], digest: bytes, number: int, num_documents: int, options: PrepareOptions
+) -> Iterator[Plan]:
+    """The examples of one document, number `number` of `num_documents`, as far as it can tell by itself.
+
+    bounds: where its sentences begin in whatever holds its tokens, and where the last ends. Example k's draws
+    are a hash of (options.seed, digest, k).
 
     Pairs are made as in Devlin et al. 2019, appendix A.2: sentences are gathered up to the target length, cut
     somewhere into A and B and, for half of the examples, B is taken from another document and the sentences
@@ -44,57 +109,101 @@ def document_examples(
     paired with the one before it or with another document, where there it always got another document. So a
     document of one sentence makes no pair; it can be the other document.
     """
-    draw = random.Random(_document_seed(documents, number, seed)).random
-    bounds = documents.token_bounds(number)
-    if objective == "none":
-        yield from _single_spans(bounds, max_length - 2, short_fraction, draw)
+    draws = _draws(digest, options.seed)
+    if options.objective == "none":
+        yield from _plan_single(bounds, draws, options)
         return
-    room, last = max_length - 3, len(bounds) - 1
-    start = 0
+    room, last, start = options.max_length - 3, len(bounds) - 1, 0
     while start < last and last >= 2:
-        differs = draw() < 0.5
-        target = _target(room, short_fraction, draw)
+        draw = next(draws)
+        differs = draw.differs < 2**63
+        from_another = differs and options.objective == "nsp"
+        label = DIFFERS if differs else FOLLOWS
+        target = _target(room, options.short_fraction, draw)
         begin, end = start, _end(bounds, start, target)
         if end - start == 1 and end < last:
             end += 1
         left_alone = end - start == 1
-        if left_alone and not (objective == "nsp" and differs):
+        if left_alone and not from_another:
             begin -= 1
-        middle = end if left_alone and begin == start else begin + 1 + int(draw() * (end - begin - 1))
-        first = (bounds[begin], bounds[middle])
-        start = end
-        if objective == "nsp" and differs:
-            second = _from_another(documents, number, max(1, target - (first[1] - first[0])), draw)
+        middle = end if left_alone and begin == start else begin + 1 + _below(draw.middle, end - begin - 1)
+        first, cuts = (bounds[begin], bounds[middle]), (draw.first_cut, draw.second_cut)
+        if from_another:
+            partner = _below(draw.partner, num_documents - 1)
+            target = max(1, target - (first[1] - first[0]))
+            yield Plan(first, None, label, room, cuts, partner + (partner >= number), draw.place, target)
             start = middle
         else:
-            second = (bounds[middle], bounds[end])
-        first, second = _truncate(first, second, room, draw)
-        if objective == "sop" and differs:
-            first, second = second, first
-        yield Spans(*first, *second, DIFFERS if differs else FOLLOWS)
+            yield Plan(first, (bounds[middle], bounds[end]), label, room, cuts)
+            start = end
 
 
-def _single_spans(bounds: list[int], room: int, short_fraction: float, draw) -> Iterator[Spans]:
-    start, last = 0, len(bounds) - 1
+def complete(plan: Plan, bounds: Sequence[int] = ()) -> Spans:
+    """A plan, and the partner's `bounds` where it has one, as `plan_examples` takes them -> the example."""
+    second = plan.second
+    if second is None:
+        start = _below(plan.place, len(bounds) - 1)
+        second = bounds[start], bounds[_end(bounds, start, plan.target)]
+    first, second = _truncate(plan.first, second, plan.room, plan.cuts)
+    if plan.label == DIFFERS and plan.second is not None:
+        first, second = second, first
+    return Spans(*first, *second, plan.label)
+
+
+def document_examples(documents: TokenizedDocuments, number: int, options: PrepareOptions) -> Iterator[Spans]:
+    """All examples of one document, partners included, where all documents are at hand."""
+    bounds, digest = documents.token_bounds(number), documents.digest(number)
+    for plan in plan_examples(bounds, digest, number, len(documents), options):
+        yield complete(plan, () if plan.partner is None else documents.token_bounds(plan.partner))
+
+
+def pack_documents(documents: Iterable[np.ndarray], max_length: int) -> Iterator[list[np.ndarray]]:
+    """Token ids of documents, one after another -> rows of texts, each to stand between [CLS] and [SEP].
+
+    A row takes of the documents in their order until max_length is full, and the next goes on where it ended;
+    what is left of a row is wasted only where it holds less than _LEAST_LENGTH.
+    """
+    row, room = [], max_length
+    for tokens in documents:
+        start = 0
+        while start < len(tokens):
+            if room < _LEAST_LENGTH:
+                yield row
+                row, room = [], max_length
+            row.append(tokens[start : start + room - 2])
+            start += len(row[-1])
+            room -= len(row[-1]) + 2
+    if row:
+        yield row
+
+
+def _plan_single(bounds: Sequence[int], draws: Iterator[_Draws], options: PrepareOptions) -> Iterator[Plan]:
+    room, start, last = options.max_length - 2, 0, len(bounds) - 1
     while start < last:
-        end = _end(bounds, start, _target(room, short_fraction, draw))
-        first, _ = _truncate((bounds[start], bounds[end]), (0, 0), room, draw)
-        yield Spans(*first, 0, 0, NO_LABEL)
+        draw = next(draws)
+        end = _end(bounds, start, _target(room, options.short_fraction, draw))
+        yield Plan((bounds[start], bounds[end]), (0, 0), NO_LABEL, room, (draw.first_cut, draw.second_cut))
         start = end
 
 
-def _document_seed(documents: TokenizedDocuments, number: int, seed: int) -> int:
-    name = documents.digests[number].tobytes() + str(seed).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+def _draws(digest: bytes, seed: int) -> Iterator[_Draws]:
+    name, numbers = digest + str(seed).encode(), struct.Struct("<8Q")
+    for example in itertools.count():
+        yield _Draws._make(numbers.unpack(hashlib.blake2b(b"%b %d" % (name, example)).digest()))
 
 
-def _target(room: int, short_fraction: float, draw) -> int:
-    if draw() < short_fraction:
-        return _SHORTEST_TARGET + int(draw() * (room - _SHORTEST_TARGET + 1))
+def _below(draw: int, limit: int) -> int:
+    """A draw of 64 bits -> a number of range(limit), all equally likely; 0 where there is none."""
+    return draw * limit >> 64
+
+
+def _target(room: int, short_fraction: float, draw: _Draws) -> int:
+    if draw.short < short_fraction * 2**64:
+        return _SHORTEST_TARGET + _below(draw.length, room - _SHORTEST_TARGET + 1)
     return room
 
 
-def _end(bounds: list[int], start: int, target: int) -> int:
+def _end(bounds: Sequence[int], start: int, target: int) -> int:
     """The first sentence after those from `start` that together reach `target` tokens, or the last's end."""
     end, last = start + 1, len(bounds) - 1
     while end < last and bounds[end] - bounds[start] < target:
@@ -102,15 +211,7 @@ def _end(bounds: list[int], start: int, target: int) -> int:
     return end
 
 
-def _from_another(documents: TokenizedDocuments, number: int, target: int, draw) -> tuple[int, int]:
-    """Sentences from somewhere in any document but this one, up to `target` tokens."""
-    other = int(draw() * (len(documents) - 1))
-    bounds = documents.token_bounds(other + (other >= number))
-    start = int(draw() * (len(bounds) - 1))
-    return bounds[start], bounds[_end(bounds, start, target)]
-
-
-def _truncate(first: tuple[int, int], second: tuple[int, int], room: int, draw):
+def _truncate(first: tuple[int, int], second: tuple[int, int], room: int, draws: tuple[int, int]):
     """Cut the longer span first, as packing does, but from both its ends: a draw says how much from which."""
     lengths = first[1] - first[0], second[1] - second[0]
     excess = sum(lengths) - room
@@ -121,9 +222,9 @@ def _truncate(first: tuple[int, int], second: tuple[int, int], room: int, draw):
     both = excess - cut_longer
     cuts = [both // 2, both - both // 2]
     cuts = [cuts[0] + cut_longer, cuts[1]] if lengths[0] > lengths[1] else [cuts[0], cuts[1] + cut_longer]
-    return tuple(_cut(span, cut, draw) for span, cut in zip((first, second), cuts, strict=True))
+    return tuple(_cut(*each) for each in zip((first, second), cuts, draws, strict=True))
 
 
-def _cut(span: tuple[int, int], cut: int, draw) -> tuple[int, int]:
-    front = int(draw() * (cut + 1)) if cut else 0
+def _cut(span: tuple[int, int], cut: int, draw: int) -> tuple[int, int]:
+    front = _below(draw, cut + 1)
     return span[0] + front, span[1] - (cut - front)

@@ -3,57 +3,39 @@
 import dataclasses
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from keras_bert_app.config import PrepareConfig, check
 from keras_bert_app.data import tokenized
 from keras_bert_app.data.documents import Skipped, input_files, read_documents
 from keras_bert_app.data.duplicates import find_duplicates
-from keras_bert_app.data.examples_store import MANIFEST, describe, write_records
-from keras_bert_app.data.pairs import document_examples
+from keras_bert_app.data.examples import (
+    FORMAT,
+    HELD_OUT,
+    TRAIN,
+    ExampleMaker,
+    Shards,
+    check_enough,
+    nothing_read,
+    splits_of,
+    write_manifest,
+)
+from keras_bert_app.data.examples_store import describe, write_records
+from keras_bert_app.data.pairs import PrepareOptions, document_examples
 from keras_bert_app.data.tokenized import ChunkTokenizer, TokenizedDocuments, document_digest
 from keras_bert_app.data.workers import Workers
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory, atomic_file
+from keras_bert_app.files import atomic_directory
 from keras_bert_app.text.tokenizer import BertTokenizer
-from keras_bert_app.text.vocabulary import CLASSIFY, PAD, SEPARATE, Vocabulary
+from keras_bert_app.text.vocabulary import Vocabulary
 
-# Part of what identifies finished work: raise it when the same input would give other bytes.
-_FORMAT = 1
 _CHUNK_BYTES = 4 * 2**20
-_SHARD_TOKENS = 8 * 2**20
-_LEAST_LENGTH = 8
-TRAIN, HELD_OUT = "train", "held_out"
 
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class PrepareOptions(PrepareConfig):
-    """How documents become examples: the config's section, and what of the config's other keys counts.
-
-    Raises:
-        UserError: a value out of range; names the key.
-    """
-
-    max_length: int = 128
-    seed: int = 0
-
-    def __post_init__(self):
-        check(self, "config.prepare")
-        if self.max_length < _LEAST_LENGTH:
-            raise UserError(
-                f"config.text.max_length is {self.max_length}; examples take at least {_LEAST_LENGTH}"
-            )
 
 
 def prepare_examples(
@@ -91,35 +73,21 @@ def prepare_examples(
         skipped = Skipped()
         chunks = _tokenise(files, partial, vocabulary, lower_case, options, workers, skipped, on_progress)
         settings = dataclasses.astuple(dataclasses.replace(options, memory_bytes=2**30))
-        work = partial / f"work-{_identity(_FORMAT, settings, [chunk.name for chunk in chunks])}"
+        work = partial / f"work-{_identity(FORMAT, settings, [chunk.name for chunk in chunks])}"
         counts = _select(chunks, work, options, skipped, on_progress)
-        shards = {
-            split: _write_shards(work, split, options, workers, on_progress)
-            for split in ((TRAIN, HELD_OUT) if options.held_out else (TRAIN,))
-        }
-        manifest = {
-            "format": _FORMAT,
-            "options": dataclasses.asdict(options),
-            "vocabulary_sha256": vocabulary.sha256,
-            "vocabulary_size": len(vocabulary),
-            "lower_case": lower_case,
-            "pad_id": vocabulary.ids[PAD],
-            "input": [{"file": str(file), "num_bytes": file.stat().st_size} for file in files],
-            "skipped": {
-                reason: {"count": count, "first": skipped.first[reason]}
-                for reason, count in skipped.counts.items()
-            },
-            "documents": counts,
-            "splits": {split: _describe_split(paths, split) for split, paths in shards.items()},
-        }
-        _finish(work / "examples", output, manifest)
+        shards = {split: _write_shards(work, split, workers, on_progress) for split in splits_of(options)}
+        descriptions = {split: [describe(path) for path in paths] for split, paths in shards.items()}
+        manifest = write_manifest(
+            work / "examples", files, vocabulary, lower_case, options, skipped, counts, descriptions
+        )
+        os.rename(work / "examples", output)
         shutil.rmtree(partial)
     return manifest
 
 
 def _tokenise(files, partial, vocabulary, lower_case, options, workers, skipped, on_progress) -> list[Path]:
     """Token ids of all documents as chunk folders, in the input's order; those that are there are kept."""
-    identity = _identity(_FORMAT, vocabulary.sha256, lower_case, options.sentences)
+    identity = _identity(FORMAT, vocabulary.sha256, lower_case, options.sentences)
     total = sum(file.stat().st_size for file in files)
     if any(file.suffix in (".gz", ".bz2") for file in files):
         total = 0
@@ -139,7 +107,7 @@ def _tokenise(files, partial, vocabulary, lower_case, options, workers, skipped,
     workers.run(_tokenise_chunk, missing())
     on_progress("tokenise", total, total)
     if not chunks:
-        raise UserError(f"nothing to learn from in {len(files)} files: {skipped or 'all empty'}")
+        raise nothing_read(files, skipped)
     return chunks
 
 
@@ -164,11 +132,11 @@ def _select(chunks, work: Path, options: PrepareOptions, skipped: Skipped, on_pr
         digests = tokenized.load_column(chunks, "digests")
         on_progress("drop duplicates", 0, len(digests))
         with atomic_directory(finished) as folder:
-            signatures = tokenized.map_signatures(chunks, len(digests), folder / "signatures.npy")
+            signatures = tokenized.gather_signatures(chunks, len(digests), folder / "signatures.npy")
             exact, near = find_duplicates(
                 tokenized.contents(digests), signatures, options.near_duplicates, options.memory_bytes, folder
             )
-            del signatures
+            signatures.close()
             (folder / "signatures.npy").unlink()
             without_tokens = tokenized.load_column(chunks, "document_lengths") == 0
             kept = ~(exact | near | without_tokens)
@@ -187,34 +155,18 @@ def _select(chunks, work: Path, options: PrepareOptions, skipped: Skipped, on_pr
             (folder / "counts.json").write_text(json.dumps(counts))
         on_progress("drop duplicates", len(digests), len(digests))
     counts = json.loads((finished / "counts.json").read_text())
-    _check_enough(counts, options, skipped)
+    check_enough(counts, options, skipped)
     return counts
 
 
-def _check_enough(counts: dict, options: PrepareOptions, skipped: Skipped) -> None:
-    needed = 2 if options.objective == "nsp" else 1
-    for split in (TRAIN, HELD_OUT) if options.held_out else (TRAIN,):
-        if counts[split] < needed:
-            advice = "" if split == TRAIN else ", set held_out to more, or to 0"
-            left_out = f" (left out: {skipped})" if skipped.counts else ""
-            raise UserError(
-                f"{counts[split]} of {counts['read']} documents are left for {split}{left_out}; objective "
-                f"{options.objective!r} needs {needed}; give more documents{advice}; they are set apart by "
-                f"{options.separation}"
-            )
-
-
-def _write_shards(work: Path, split: str, options: PrepareOptions, workers, on_progress) -> list[Path]:
-    """The examples of a split, in files of some _SHARD_TOKENS tokens; those that are there are kept."""
+def _write_shards(work: Path, split: str, workers, on_progress) -> list[Path]:
+    """The examples of a split, in the files that there should be; those that are there are kept."""
     documents = TokenizedDocuments.open(work / "documents" / split)
-    ends = np.asarray(documents.sentence_starts[documents.document_starts[1:]])
-    cuts = np.flatnonzero(np.diff(ends // _SHARD_TOKENS, append=ends[-1] // _SHARD_TOKENS + 1)) + 1
-    ranges = list(itertools.pairwise([0, *cuts.tolist()]))
-    names = [f"{split}-{number:05}-of-{len(ranges):05}.tfrecord" for number in range(len(ranges))]
-    paths = [work / "examples" / name for name in names]
+    shards = Shards(split, len(documents), len(documents.tokens))
+    paths = [work / "examples" / shards.name(shard) for shard in range(len(shards))]
     missing = [
-        (work / "documents" / split, path, *documents_range)
-        for path, documents_range in zip(paths, ranges, strict=True)
+        (work / "documents" / split, path, shards.documents(shard))
+        for shard, path in enumerate(paths)
         if not path.is_file()
     ]
     finished = len(paths) - len(missing)
@@ -227,61 +179,35 @@ def _write_shards(work: Path, split: str, options: PrepareOptions, workers, on_p
     return paths
 
 
-def _describe_split(paths: Sequence[Path], split: str) -> dict:
-    files = [description for path in paths if (description := describe(path))["num_examples"]]
-    if not files:
-        raise UserError(f"no examples for {split}: each document is one sentence; try objective 'none'")
-    names = ("num_examples", "num_tokens", "num_labelled_1", "num_bytes")
-    return {name: sum(file[name] for file in files) for name in names} | {"files": files}
-
-
-def _finish(folder: Path, output: Path, manifest: dict) -> None:
-    wanted = {
-        file[kind]
-        for split in manifest["splits"].values()
-        for file in split["files"]
-        for kind in ("records", "index")
-    }
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    with atomic_file(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.rename(folder, output)
-
-
 class _Tool:
-    """What a process needs to tokenise documents and to pack examples."""
+    """What a process needs to tokenise documents and to make examples."""
 
     def __init__(self, vocabulary: Vocabulary, lower_case: bool, options: PrepareOptions):
         self.options = options
         self.chunk_tokenizer = ChunkTokenizer(BertTokenizer(vocabulary, lower_case), options.sentences)
-        self.classify, self.separate = vocabulary.ids[CLASSIFY], vocabulary.ids[SEPARATE]
+        self.maker = ExampleMaker(vocabulary)
 
 
 def _tokenise_chunk(tool: _Tool, documents: list[bytes], folder: Path) -> None:
     tool.chunk_tokenizer.write(documents, folder)
 
 
-def _write_shard(tool: _Tool, folder: Path, path: Path, first: int, last: int) -> None:
-    """Write the examples of documents first to last - 1 of a split."""
-    options, classify, separate = tool.options, [tool.classify], [tool.separate]
-    documents = TokenizedDocuments.open(folder)
-    tokens = documents.tokens
-
-    def examples():
-        for number in range(first, last):
-            for spans in document_examples(
-                documents, number, options.objective, options.max_length, options.short_fraction, options.seed
-            ):
-                ids = classify + tokens[spans.first : spans.first_end].tolist() + separate
-                segments = [0] * len(ids)
-                if spans.label >= 0:
-                    ids += tokens[spans.second : spans.second_end].tolist() + separate
-                    segments += [1] * (len(ids) - len(segments))
-                yield ids, segments, spans.label
-
-    write_records(path, examples())
+def _write_shard(tool: _Tool, folder: Path, path: Path, numbers: range) -> None:
+    """Write the examples of these documents of a split."""
+    documents, options = TokenizedDocuments.open(folder), tool.options
+    if options.pack:
+        examples = tool.maker.packed(map(documents.document_tokens, numbers), options.max_length)
+    else:
+        examples = (
+            tool.maker.example(
+                documents.tokens[spans.first : spans.first_end],
+                documents.tokens[spans.second : spans.second_end],
+                spans.label,
+            )
+            for number in numbers
+            for spans in document_examples(documents, number, options)
+        )
+    write_records(path, examples)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_app.data.array_files import ArrayFile, array_writer
 from keras_bert_app.data.documents import split_sentences
-from keras_bert_app.data.duplicates import signatures
+from keras_bert_app.data.duplicates import NUM_HASHES, signatures
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.text.tokenizer import BertTokenizer
 from keras_bert_app.text.vocabulary import UNKNOWN
@@ -41,7 +42,14 @@ class ChunkTokenizer:
         )
 
     def write(self, documents: Sequence[bytes], folder: Path) -> None:
-        """Write one chunk as a folder of arrays, whole or not at all.
+        """Write what `tokenise` gives as a folder of arrays, whole or not at all."""
+        columns = self.tokenise(documents)
+        with atomic_directory(folder) as temporary:
+            for name, column in columns.items():
+                np.save(temporary / f"{name}.npy", column)
+
+    def tokenise(self, documents: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """One chunk of documents as arrays.
 
         tokens [T]; sentence_lengths int32 [N], tokens of each sentence, none 0; document_lengths int32 [D],
         sentences of each document, 0 where it has no tokens; digests uint64 [D, 2]; signatures uint32 [D, K].
@@ -57,12 +65,13 @@ class ChunkTokenizer:
         document_lengths = np.bincount(owners, minlength=len(documents))
         starts = _starts(np.bincount(owners, weights=lengths, minlength=len(documents)).astype(np.int64))
         digests = b"".join(map(document_digest, documents))
-        with atomic_directory(folder) as temporary:
-            np.save(temporary / "tokens.npy", tokens)
-            np.save(temporary / "sentence_lengths.npy", lengths.astype(np.int32))
-            np.save(temporary / "document_lengths.npy", document_lengths.astype(np.int32))
-            np.save(temporary / "digests.npy", np.frombuffer(digests, "<u8").reshape(-1, 2))
-            np.save(temporary / "signatures.npy", signatures(tokens, starts, self._unknown))
+        return {
+            "tokens": tokens,
+            "sentence_lengths": lengths.astype(np.int32),
+            "document_lengths": document_lengths.astype(np.int32),
+            "digests": np.frombuffer(digests, "<u8").reshape(-1, 2),
+            "signatures": signatures(tokens, starts, self._unknown),
+        }
 
     def _token_ids(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Sentences -> (token ids [T], tokens of each [N])."""
@@ -76,16 +85,16 @@ class ChunkTokenizer:
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Token ids of documents, in memory maps.
+    """Token ids of documents, each an array or an `ArrayFile`.
 
     tokens [T]; sentence_starts int64 [N + 1], places in tokens; document_starts int64 [D + 1], places in
     sentence_starts; digests uint64 [D, 2].
     """
 
-    tokens: np.ndarray
-    sentence_starts: np.ndarray
-    document_starts: np.ndarray
-    digests: np.ndarray
+    tokens: np.ndarray | ArrayFile
+    sentence_starts: np.ndarray | ArrayFile
+    document_starts: np.ndarray | ArrayFile
+    digests: np.ndarray | ArrayFile
 
     def __len__(self) -> int:
         return len(self.document_starts) - 1
@@ -95,11 +104,20 @@ class TokenizedDocuments:
         first, last = self.document_starts[document : document + 2].tolist()
         return self.sentence_starts[first : last + 1].tolist()
 
+    def digest(self, document: int) -> bytes:
+        """The document's `document_digest`."""
+        return self.digests[document : document + 1].tobytes()
+
+    def document_tokens(self, document: int) -> np.ndarray:
+        """All token ids of a document."""
+        bounds = self.token_bounds(document)
+        return self.tokens[bounds[0] : bounds[-1]]
+
     @classmethod
     def open(cls, folder: Path) -> "TokenizedDocuments":
-        """Map the arrays that `gather` wrote."""
+        """The arrays that `gather` wrote."""
         names = ("tokens", "sentence_starts", "document_starts", "digests")
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        return cls(*(ArrayFile(folder / f"{name}.npy") for name in names))
 
 
 def held_out(digests: np.ndarray, fraction: float) -> np.ndarray:
@@ -117,16 +135,12 @@ def load_column(chunks: Sequence[Path], name: str) -> np.ndarray:
     return np.concatenate([np.load(chunk / f"{name}.npy") for chunk in chunks])
 
 
-def map_signatures(chunks: Sequence[Path], num_documents: int, path: Path) -> np.ndarray:
-    """The signatures of all chunks in one memory map at `path`, uint32 [D, K]."""
-    first = np.load(chunks[0] / "signatures.npy", mmap_mode="r")
-    mapped = np.lib.format.open_memmap(path, "w+", first.dtype, (num_documents, first.shape[1]))
-    start = 0
-    for chunk in chunks:
-        part = np.load(chunk / "signatures.npy")
-        mapped[start : start + len(part)] = part
-        start += len(part)
-    return mapped
+def gather_signatures(chunks: Sequence[Path], num_documents: int, path: Path) -> ArrayFile:
+    """The signatures of all chunks in one file at `path`, uint32 [D, K]."""
+    with array_writer(path, np.uint32, (num_documents, NUM_HASHES)) as write:
+        for chunk in chunks:
+            write(np.load(chunk / "signatures.npy"))
+    return ArrayFile(path)
 
 
 def gather(chunks: Sequence[Path], kept: np.ndarray, folder: Path) -> None:
@@ -134,28 +148,24 @@ def gather(chunks: Sequence[Path], kept: np.ndarray, folder: Path) -> None:
     document_lengths = load_column(chunks, "document_lengths").astype(np.int64)
     np.save(folder / "document_starts.npy", _starts(document_lengths[kept]))
     np.save(folder / "digests.npy", load_column(chunks, "digests")[kept])
-    sizes = [len(np.load(chunk / "digests.npy", mmap_mode="r")) for chunk in chunks]
-    masks = np.split(kept, np.cumsum(sizes)[:-1])
-    num_sentences = int(document_lengths[kept].sum())
-    sentence_starts = np.lib.format.open_memmap(
-        folder / "sentence_starts.npy", "w+", np.int64, (num_sentences + 1,)
-    )
-    place = 0
-    for chunk, mask in zip(chunks, masks, strict=True):
-        kept_sentences = np.repeat(mask, np.load(chunk / "document_lengths.npy"))
-        lengths = np.load(chunk / "sentence_lengths.npy")[kept_sentences]
-        sentence_starts[place + 1 : place + 1 + len(lengths)] = sentence_starts[place] + np.cumsum(lengths)
-        place += len(lengths)
+    ends = np.cumsum([len(np.load(chunk / "digests.npy", mmap_mode="r")) for chunk in chunks])[:-1]
+
+    def of_chunks():
+        """For each chunk which of its sentences are kept, and how many tokens each sentence has."""
+        parts = zip(chunks, np.split(kept, ends), np.split(document_lengths, ends), strict=True)
+        for chunk, mask, lengths in parts:
+            yield chunk, np.repeat(mask, lengths), np.load(chunk / "sentence_lengths.npy")
+
+    num_sentences, num_tokens = int(document_lengths[kept].sum()), 0
+    with array_writer(folder / "sentence_starts.npy", np.int64, (num_sentences + 1,)) as write:
+        write(np.zeros(1, np.int64))
+        for _, mask, lengths in of_chunks():
+            write(num_tokens + np.cumsum(lengths[mask], dtype=np.int64))
+            num_tokens += int(lengths[mask].sum())
     dtype = np.load(chunks[0] / "tokens.npy", mmap_mode="r").dtype
-    num_tokens = int(sentence_starts[-1])
-    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (num_tokens,))
-    place = 0
-    for chunk, mask in zip(chunks, masks, strict=True):
-        kept_sentences = np.repeat(mask, np.load(chunk / "document_lengths.npy"))
-        kept_tokens = np.repeat(kept_sentences, np.load(chunk / "sentence_lengths.npy"))
-        part = np.load(chunk / "tokens.npy")[kept_tokens]
-        tokens[place : place + len(part)] = part
-        place += len(part)
+    with array_writer(folder / "tokens.npy", dtype, (num_tokens,)) as write:
+        for chunk, mask, lengths in of_chunks():
+            write(np.load(chunk / "tokens.npy")[np.repeat(mask, lengths)])
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

@@ -47,19 +47,27 @@ def learn(pattern: str, output: Path, vocabulary_size: int, lower_case: bool) ->
     return summary + (f"; left out: {skipped}" if skipped.counts else "")
 
 
-def prepare(config: Config, pattern: str, output: Path, num_workers: int) -> str:
+def prepare(config: Config, pattern: str, output: Path, num_workers: int, beam: str = "") -> str:
     """Write the examples of documents to the folder `output`; returns what there is to say about them.
 
     Args:
         pattern: a file, a folder or a glob pattern; see data/documents.py.
+        beam: Apache Beam's pipeline options, which name the runner that does the work; "": num_workers
+            processes here.
 
     Raises:
-        UserError: anything in config, documents or output that the user can mend.
+        UserError: anything in config, documents or output that the user can mend, or Beam isn't installed.
     """
     vocabulary, lower_case = assembly.choose_vocabulary(config, assembly.load_pretrained(config.init))
     options = PrepareOptions(**to_dict(config.prepare), max_length=config.text.max_length, seed=config.seed)
-    with StagesProgress() as progress:
-        manifest = prepare_examples([pattern], output, vocabulary, lower_case, options, num_workers, progress)
+    if beam:
+        pipeline = _beam_pipeline()
+        manifest = pipeline.prepare_examples_on_beam([pattern], output, vocabulary, lower_case, options, beam)
+    else:
+        with StagesProgress() as progress:
+            manifest = prepare_examples(
+                [pattern], output, vocabulary, lower_case, options, num_workers, progress
+            )
     documents = manifest["documents"]
     lines = [
         f"{split:<10} {part['num_examples']:>12,} examples {part['num_tokens']:>14,} tokens"
@@ -73,6 +81,19 @@ def prepare(config: Config, pattern: str, output: Path, num_workers: int) -> str
         for reason, skipped in manifest["skipped"].items()
     ]
     return "\n".join([*lines, f"examples: {output}"])
+
+
+def _beam_pipeline():
+    """data/pipeline.py, which can be imported where the extra `beam` is installed."""
+    try:
+        from keras_bert_app.data import pipeline
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UserError(
+            "--beam: Apache Beam isn't installed; pip install 'keras_bert_app[beam]', or leave --beam out"
+        ) from None
+    return pipeline
 
 
 def pretrain(config: Config, workdir: Path) -> State:
