@@ -182,7 +182,11 @@ LOWER_CASE = ("lower_case", _lower_case, "lower-case and strip accents; --nolowe
 NUM_WORKERS = _whole_number("num_workers", "processes; if not given, one a core", least=1)
 WORKERS = _whole_number("num_workers", "processes to start", 2, least=1)
 HANG_SECONDS = _whole_number(
-    "hang_seconds", "a process without a sign of life hangs; 600, if more, before its first", 300, least=1
+    "hang_seconds",
+    "so long without a sign of life (600 before the first, if that is more), a process hangs; "
+    "more than a compilation or a checkpoint takes",
+    300,
+    least=1,
 )
 RESTARTS = _whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
 EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")

@@ -117,7 +117,7 @@ def test_each_worker_knows_all_addresses_and_its_place_and_can_listen_there(laun
         "import socket\n"
         "address = json.loads(os.environ['TF_CONFIG'])['cluster']['worker'][index].split(':')\n"
         "socket.create_server((address[0], int(address[1]))).close()\n"
-        "if attempt == 1: sys.exit(1)\n"
+        "say_ready()\nwait_until_ready(0, 1)\nif attempt == 1: sys.exit(1)\n"
     )
     assert launched(source) == 0
     for number in (0, 1):
@@ -170,10 +170,10 @@ def test_one_that_is_killed_makes_all_start_again(launched, little_grace, tmp_pa
 
 
 @pytest.mark.parametrize("reaction", [75, None])
-def test_one_that_hangs_makes_all_start_again(launched, little_grace, tmp_path, capfd, reaction):
+@pytest.mark.parametrize("hang", ["wait()", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_one_that_hangs_makes_all_start_again(launched, little_grace, tmp_path, capfd, hang, reaction):
     source = (
-        f"if attempt == 2: sys.exit()\non_sigterm({reaction})\nheartbeat.beat()\nsay_ready()\n"
-        "if index: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        f"if attempt == 2: sys.exit()\non_sigterm({reaction})\nheartbeat.beat()\nif index: {hang}\n"
         "while True:\n    heartbeat.beat()\n    time.sleep(0.05)\n"
     )
     assert launched(source, hang_seconds=2) == 0
