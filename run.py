@@ -4,6 +4,7 @@ python run.py VERB --flag=value ...        python run.py VERB --help
 """
 
 import difflib
+import inspect
 import os
 import signal
 import sys
@@ -52,6 +53,33 @@ def finetune():
 
     finetuning.finetune(configuration.freeze(FLAGS.config), Path(FLAGS.workdir))
     print(evaluation.evaluate_test(Path(FLAGS.workdir)))
+
+
+def launch(*arguments):
+    """Pretrain or fine-tune in several processes here; when one dies or hangs, all go on from a checkpoint.
+
+    run.py launch [--num_workers=2 ...] pretrain --config=FILE --workdir=DIR ...
+
+    Flags of launch come before the verb, the verb's own after it. When a process dies, the others are ended
+    within 6 s; when one hangs, all are, --hang_seconds and 6 s after its last sign of life. Exit codes:
+    0 finished, 1 no restarts left, 2 a user's mistake, 75 stopped by SIGTERM and saved, 130, 143 interrupted.
+    """
+    from keras_bert_app.training import launch as launcher
+
+    verb, *verb_flags = arguments or [None]
+    if verb not in LAUNCHED:
+        raise UserError(
+            f"launch runs {' or '.join(LAUNCHED)}, not {verb or 'nothing'}; such as: "
+            "run.py launch --num_workers=2 pretrain --config=FILE --workdir=DIR"
+        )
+    for argument in verb_flags:
+        if argument.lstrip("-").partition("=")[0] in (name for name, *_ in VERBS["launch"][1]):
+            raise UserError(f"{argument} is a flag of launch; write it before {verb}")
+    # So that mistakes are said here, once.
+    parse_flags(verb, verb_flags)
+    command = [sys.executable, __file__, verb, *verb_flags, "--config.train.strategy=multi_worker"]
+    checkpoints = Path(FLAGS.workdir, "checkpoints")
+    sys.exit(launcher.run(command, FLAGS.num_workers, FLAGS.hang_seconds, FLAGS.restarts, checkpoints))
 
 
 def evaluate():
@@ -158,12 +186,22 @@ BEAM = _string(
     "options of an Apache Beam pipeline that does the work, such as '--runner=FlinkRunner --flink_master=…'",
     "",
 )
+WORKERS = _whole_number("num_workers", "processes to start", 2, least=1)
+HANG_SECONDS = _whole_number(
+    "hang_seconds",
+    "so long without a sign of life (600 before the first, if that is more), a process hangs; "
+    "more than a compilation or a checkpoint takes",
+    300,
+    least=1,
+)
+RESTARTS = _whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
 EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")
 MODEL = _string("model", "name of the model at the server; for serve: the name of the folder if not given")
 TARGET = _string("target", "the server's address", "localhost:8500")
 HOST = _string("host", "address that the embedded server listens on", "127.0.0.1")
 PORT = _whole_number("port", "gRPC port", 8500, most=65535)
 
+LAUNCHED = ("pretrain", "finetune")
 CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), changed"
 
 # Verb -> what it does, its flags, and those of them that must be given.
@@ -172,6 +210,7 @@ VERBS = {
     "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS, BEAM), ("config", "input", "output")),
     "pretrain": (pretrain, (CONFIG, WORKDIR), ("config", "workdir")),
     "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
+    "launch": (launch, (WORKERS, HANG_SECONDS, RESTARTS), ()),
     "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),
     "predict": (predict, (WORKDIR, INPUT, OUTPUT), ("workdir", "input", "output")),
     "export": (export, (WORKDIR, EXPORT_DIR), ("workdir", "export_dir")),
@@ -196,16 +235,11 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else f"\n\n{usage()}")
         )
-    function, _, required = VERBS[verb]
+    function = VERBS[verb][0]
     if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
         return print(verb_usage(verb))
     texts = parse_flags(verb, rest)
-    missing = [f"--{name}" for name in required if not FLAGS[name].value]
-    if missing:
-        raise UserError(f"{verb} needs {', '.join(missing)}; see run.py {verb} --help")
-    if texts and function is not query:
-        raise UserError(f"{verb} takes no {texts[0]!r}; flags are written --name=value")
-    if function not in (query, demo):
+    if function not in (query, demo, launch):
         start_tensorflow()
     return function(*texts)
 
@@ -228,14 +262,15 @@ def start_tensorflow() -> None:
 
 
 def parse_flags(verb: str, arguments: list[str]) -> list[str]:
-    """Define the verb's flags, read them, and return what isn't a flag.
+    """Define the verb's flags, read them, and return what isn't a flag; for launch, what follows its own.
 
     Raises:
-        UserError: an unknown flag or key, or a value of the wrong type.
+        UserError: an unknown or missing flag, an unknown key, or a value of the wrong type.
     """
     for _, define, _, _ in VERBS[verb][1]:
         define(arguments)
     path = config_path(verb, arguments) if CONFIG in VERBS[verb][1] else None
+    FLAGS.set_gnu_getopt(verb != "launch")
     try:
         rest = FLAGS([f"run.py {verb}", *arguments])[1:]
         if path is not None:
@@ -245,6 +280,10 @@ def parse_flags(verb: str, arguments: list[str]) -> list[str]:
         if path is not None and (problem := config_file_problem(path, error)):
             raise UserError(problem) from error
         if isinstance(error, flags.Error):
+            if verb == "launch" and isinstance(error, flags.UnrecognizedFlagError):
+                raise UserError(
+                    f"--{error.flagname} is no flag of launch; write those of the verb after it"
+                ) from error
             raise UserError(f"{error}; see run.py {verb} --help") from error
         raise
     if path is not None:
@@ -253,6 +292,11 @@ def parse_flags(verb: str, arguments: list[str]) -> list[str]:
                 f"{path}: get_config() gives {FLAGS.config!r}; a config file is Python with {CONFIG_FILE}"
             )
         configuration.freeze(FLAGS.config)
+    missing = [f"--{name}" for name in VERBS[verb][2] if not FLAGS[name].value]
+    if missing:
+        raise UserError(f"{verb} needs {', '.join(missing)}; see run.py {verb} --help")
+    if rest and verb not in ("query", "launch"):
+        raise UserError(f"{verb} takes no {rest[0]!r}; flags are written --name=value")
     return rest
 
 
@@ -312,7 +356,7 @@ def usage() -> str:
 def verb_usage(verb: str) -> str:
     """One verb's flags; the config's keys where it has one."""
     function, verb_flags, required = VERBS[verb]
-    lines = [f"run.py {verb}: {function.__doc__.splitlines()[0]}", ""]
+    lines = [f"run.py {verb}: {inspect.cleandoc(function.__doc__)}", ""]
     for name, _, help, default in verb_flags:
         note = " (required)" if name in required else f" (default {default})" if default is not None else ""
         lines.append(f"  --{name:<12} {help}{note}")
