@@ -39,20 +39,26 @@ def prepare():
 
 def pretrain():
     """Pretrain an encoder in a workdir, or go on where one was interrupted; then evaluate it."""
-    from keras_bert_app import evaluation
     from keras_bert_app.training import pretraining
 
-    pretraining.pretrain(configuration.freeze(FLAGS.config), Path(FLAGS.workdir))
-    print(evaluation.evaluate_test(Path(FLAGS.workdir)))
+    _train(pretraining.pretrain)
 
 
 def finetune():
     """Fine-tune a classifier in a workdir, or go on where one was interrupted; then evaluate it."""
-    from keras_bert_app import evaluation
     from keras_bert_app.training import finetuning
 
-    finetuning.finetune(configuration.freeze(FLAGS.config), Path(FLAGS.workdir))
-    print(evaluation.evaluate_test(Path(FLAGS.workdir)))
+    _train(finetuning.finetune)
+
+
+def _train(train):
+    from keras_bert_app import evaluation
+    from keras_bert_app.training.strategy import is_chief, make_strategy
+
+    config, workdir = configuration.freeze(FLAGS.config), Path(FLAGS.workdir)
+    train(config, workdir)
+    if is_chief(make_strategy(config.train)):
+        print(evaluation.evaluate_test(workdir))
 
 
 def launch(*arguments):

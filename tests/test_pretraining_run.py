@@ -2,7 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import keras
 import killed
@@ -25,6 +31,7 @@ from keras_bert_app.training import workdir as folders
 # ml_collections' own, when it loads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
+REPOSITORY = Path(__file__).parents[1]
 WORDS = [
     first + last for first in ("ba", "ke", "li", "mo", "nu") for last in ("ra", "sen", "tig", "do", "pas")
 ]
@@ -154,6 +161,55 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits_dropout_and_masking_on
         },
     )
     killed.assert_same_bits_when_killed("pretrain", config, tmp_path, last=6, saved=4)
+
+
+@pytest.mark.slow
+def test_workers_of_which_one_is_killed_start_again_and_end_with_the_bits_of_those_left_alone(
+    folder, tmp_path
+):
+    def launched(name):
+        return subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "run.py"), "launch", "pretrain", f"--config={folder}/config.py"]
+            + [f"--workdir={tmp_path / name}", "--config.train.checkpoint_every=3"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    left_alone, hit = launched("alone"), launched("hit")
+    wait_for = checkpoints.folder_of(tmp_path / "hit", 12)
+    while not wait_for.exists() and hit.poll() is None:
+        time.sleep(0.1)
+    workers = subprocess.run(
+        ["pgrep", "-f", f"{tmp_path / 'hit'}.*multi_worker"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    said, _ = hit.communicate()
+    left_alone.communicate()
+    assert (hit.returncode, left_alone.returncode) == (0, 0), said
+    assert "was ended by signal 9 (Killed)" in said and "restart 1 of 3" in said
+    assert "going on from the checkpoint of step" in said and "Traceback" not in said
+    last = checkpoints.steps(tmp_path / "alone")[-1]
+    for name in (checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.STATE):
+        one, other = (
+            checkpoints.folder_of(tmp_path / run_name, last) / name for run_name in ("alone", "hit")
+        )
+        assert one.read_bytes() == other.read_bytes(), name
+    assert (tmp_path / "hit" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "mixed_float16"}, {"optimizer": "lamb", "schedule": "cosine", "jit": True}]
+)
+def test_other_recipes_learn_too(folder, tmp_path, changes):
+    config = read_config(
+        folder / "config.py",
+        train={"epochs": 4, "group_by_length": False} | changes,
+        masking={"max_predictions": 6},
+    )
+    state = pretraining.pretrain(config, tmp_path / "run")
+    losses = [row["evaluation/mlm_loss"] for row in state.history if "evaluation/mlm_loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.1
 
 
 def test_phases_take_short_sequences_first_and_small_batches(folder, tmp_path):

@@ -16,13 +16,14 @@ from keras_bert_app.data.batches import Batches, Examples
 from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
+from keras_bert_app.model.flops import TRAINING_PASSES
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.loop import Trainer
 from keras_bert_app.training.optimization import make_optimizer
 from keras_bert_app.training.plan import Plan, State
-from keras_bert_app.training.progress import say
+from keras_bert_app.training.progress import be_quiet, say
 from keras_bert_app.training.strategy import is_chief, make_strategy, mean_over_replicas
 
 
@@ -33,6 +34,8 @@ def start(config: Config) -> tf.distribute.Strategy:
         UserError: the devices aren't there.
     """
     strategy = make_strategy(config.train)
+    if not is_chief(strategy):
+        be_quiet()
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -183,7 +186,11 @@ def fit(
         f"{config.train.precision}"
     )
     prepare = task.preparation(config, description.vocabulary)
-    trainer = Trainer(strategy, model, task, optimizer, config.train, config.seed, workdir, prepare)
+
+    def flops(lengths):
+        return TRAINING_PASSES * task.forward_flops(config, description.encoder, lengths)
+
+    trainer = Trainer(strategy, model, task, optimizer, config.train, config.seed, workdir, prepare, flops)
     state = trainer.fit(plan, evaluation)
     if is_chief(strategy):
         save_keras_model(workdir)

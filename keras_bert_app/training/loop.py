@@ -11,10 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_app import features
 from keras_bert_app.config import TrainConfig
 from keras_bert_app.data.batches import Examples, evaluation_order
 from keras_bert_app.errors import Stopped, UserError
-from keras_bert_app.training import checkpoints
+from keras_bert_app.model.flops import text_lengths
+from keras_bert_app.training import checkpoints, heartbeat
 from keras_bert_app.training.plan import Plan, State, to_json
 from keras_bert_app.training.progress import Progress, say
 from keras_bert_app.training.step import (
@@ -38,7 +40,8 @@ class Trainer:
     """One model in training.
 
     `optimizer` has been built for the model's variables, both in the strategy's scope. `prepare` is what
-    step.py says, such as a TokenMasker.
+    step.py says, such as a TokenMasker. `flops` gives the operations that a step needs for texts of some
+    lengths; for the eye alone.
     """
 
     strategy: tf.distribute.Strategy
@@ -49,6 +52,7 @@ class Trainer:
     seed: int
     workdir: Path
     prepare: Preparation | None = None
+    flops: Callable[[np.ndarray], float] = lambda lengths: 0.0
 
     def fit(self, plan: Plan, evaluation: Examples) -> State:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -66,7 +70,13 @@ class Trainer:
         with (
             StopRequests() as requests,
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
-            Progress("train", int(plan.total), int(plan.done(state))) as progress,
+            Progress(
+                "train",
+                None if plan.has_budget else int(plan.total),
+                state.step,
+                self.train.peak_flops,
+                plan.done(state) / plan.total,
+            ) as progress,
         ):
             while not (plan.is_over(state) or state.stopped_early):
                 plan.enter_phase(state)
@@ -84,20 +94,26 @@ class Trainer:
                 done_before = plan.done(state)
                 state.step += 1
                 state.seconds = seconds if plan.has_budget else 0.0
-                seen = {
-                    name: value
-                    for name, value in scalars.items()
-                    if name == "loss" or name.endswith("_accuracy")
-                }
-                progress.advance(len(batches.rows(place)), seen)
+                heartbeat.beat()
+                lengths = text_lengths(batch)
+                progress.advance(
+                    len(batches.rows(place)),
+                    {name: value for name, value in scalars.items() if _is_shown(name)},
+                    tokens=int(lengths.sum()),
+                    slots=int(tf.size(batch[features.PADDING_MASK])),
+                    flops=self.flops(lengths),
+                    share=plan.done(state) / plan.total,
+                )
                 if _point(plan.total, done_before) != _point(plan.total, plan.done(state)):
                     self._record(state, writer, scalars | {"learning_rate": controls.learning_rate})
-                evaluation_is_due = plan.evaluation_is_due(state)
-                if evaluation_is_due:
-                    self._evaluate(state, writer, predict, evaluation)
-                every = self.train.checkpoint_every
-                if evaluation_is_due or stopping or (every and state.step % every == 0):
-                    self._save(state)
+                    self._summarise(state, writer, progress.rates())
+                with progress.pause():
+                    evaluation_is_due = plan.evaluation_is_due(state)
+                    if evaluation_is_due:
+                        self._evaluate(state, writer, predict, evaluation)
+                    every = self.train.checkpoint_every
+                    if evaluation_is_due or stopping or (every and state.step % every == 0):
+                        self._save(state)
                 if stopping and not plan.is_over(state):
                     raise Stopped(requests.signal, state.step)
         return state
@@ -117,9 +133,16 @@ class Trainer:
 
         Raises:
             UserError: the gradient isn't finite, whatever the loss scale.
+            SystemExit: another worker is gone.
         """
         controls = Controls(*(tf.constant(value, tf.float32) for value in controls))
-        scalars = step(tf.constant(state.step, tf.int64), batch, controls)
+        try:
+            scalars = step(tf.constant(state.step, tf.int64), batch, controls)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+            # No UserError: after that `run.py launch` would start none again.
+            raise SystemExit(
+                f"lost another worker at step {state.step}: {str(error.message).strip().splitlines()[-1]}"
+            ) from error
         scalars = {name: float(value.numpy()) for name, value in scalars.items()}
         scaled = self.train.precision == "mixed_float16"
         if scalars.pop("finite"):
@@ -189,6 +212,10 @@ class Trainer:
 
     def _record(self, state: State, writer, scalars: Mapping[str, float]) -> None:
         state.history.append({"step": state.step} | dict(scalars))
+        self._summarise(state, writer, scalars)
+
+    def _summarise(self, state: State, writer, scalars: Mapping[str, float]) -> None:
+        """For TensorBoard alone; the history is the same on every rerun, which speed isn't."""
         if writer is None:
             return
         with writer.as_default(step=state.step):
@@ -214,6 +241,11 @@ class Trainer:
         )
 
 
+def _is_shown(name: str) -> bool:
+    """Whether progress shows a scalar."""
+    return name == "loss" or name.endswith("_accuracy")
+
+
 def _point(total: float, done: float) -> int:
     """Which of the curve's points a run has reached."""
     return int(done * _POINTS_ON_A_CURVE / total)
@@ -232,6 +264,7 @@ def predict_examples(
     order = evaluation_order(examples.lengths, _EVALUATION_BATCH)
     with Progress(stage, len(order)) if stage else contextlib.nullcontext() as progress:
         for rows in order:
+            heartbeat.beat()
             places = replica_major(rows, strategy.num_replicas_in_sync)
             for name, values in predict(examples.batch(rows)).items():
                 values = values.numpy()

@@ -111,7 +111,7 @@ def pretrain(config: Config, workdir: Path) -> State:
     train = [load_examples(folder, TRAIN) for folder in phase_folders(config)]
     evaluation = load_examples(phase_folders(config)[-1], HELD_OUT)
     pretrained = assembly.load_pretrained(config.init)
-    task = PretrainingTask(config.prepare.objective)
+    task = PretrainingTask(config.prepare.objective, config.prepare.pack)
     description = assembly.describe(config, task, pretrained)
     for examples in train:
         check_examples(config, examples, description)
@@ -155,6 +155,7 @@ def check_examples(config: Config, examples: ExampleStore, description: folders.
         "lower_case": (made["lower_case"], "text.lower_case", description.lower_case),
         "max_length": (length, "text.max_length", longest),
         "objective": (made["options"]["objective"], "prepare.objective", config.prepare.objective),
+        "pack": (examples.packed, "prepare.pack", config.prepare.pack),
     }
     for name, (given, key, value) in wanted.items():
         if given != value:

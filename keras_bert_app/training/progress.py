@@ -12,6 +12,13 @@ from tqdm import tqdm
 _SECONDS_BETWEEN_LINES = 10.0
 _WINDOW_SECONDS = 30.0  # that rates are of
 _SECONDS_BETWEEN_MARKS = 1.0
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Show nothing more in this process: of several workers the first one speaks."""
+    global _quiet
+    _quiet = True
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Progress:
         self._marks = deque([self._start])
         self._shown, self._shown_step = now, done
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _quiet:
             self._bar = tqdm(
                 total=1.0,
                 initial=self._start.share,
@@ -154,7 +161,8 @@ class Progress:
 
     def _print(self) -> None:
         self._shown, self._shown_step = time.monotonic(), self.done
-        print(self._state(), file=sys.stderr, flush=True)
+        if not _quiet:
+            print(self._state(), file=sys.stderr, flush=True)
 
     def _state(self) -> str:
         """What matters most first: a narrow terminal cuts the end off."""
@@ -210,8 +218,9 @@ class StagesProgress:
 
 def say(message: str) -> None:
     """One line for the person at the terminal, where progress goes as well."""
-    tqdm.write(message, file=sys.stderr)
-    sys.stderr.flush()
+    if not _quiet:
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:
