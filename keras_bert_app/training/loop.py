@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Trainer:
         Raises:
             UserError: a gradient isn't finite, or no checkpoint can be read.
             Stopped: SIGTERM or SIGINT came; there is a checkpoint of the step that was under way.
+            SystemExit: another worker is gone.
         """
         state = self._restore()
         arguments = (self.strategy, self.model, self.task)
@@ -68,6 +69,7 @@ class Trainer:
         started = time.monotonic() - state.seconds
         writer = tf.summary.create_file_writer(str(self.workdir / "summaries")) if self._is_chief else None
         with (
+            _one_line_for_lost_workers(self.strategy, state),
             StopRequests() as requests,
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
             Progress(
@@ -133,16 +135,9 @@ class Trainer:
 
         Raises:
             UserError: the gradient isn't finite, whatever the loss scale.
-            SystemExit: another worker is gone.
         """
         controls = Controls(*(tf.constant(value, tf.float32) for value in controls))
-        try:
-            scalars = step(tf.constant(state.step, tf.int64), batch, controls)
-        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-            # No UserError: after that `run.py launch` would start none again.
-            raise SystemExit(
-                f"lost another worker at step {state.step}: {str(error.message).strip().splitlines()[-1]}"
-            ) from error
+        scalars = step(tf.constant(state.step, tf.int64), batch, controls)
         scalars = {name: float(value.numpy()) for name, value in scalars.items()}
         scaled = self.train.precision == "mixed_float16"
         if scalars.pop("finite"):
@@ -239,6 +234,21 @@ class Trainer:
             f"the gradient of step {state.step} isn't finite; {last}. Try a lower "
             f"config.train.learning_rate, a longer config.train.warmup_fraction{wider}, in another --workdir"
         )
+
+
+@contextlib.contextmanager
+def _one_line_for_lost_workers(strategy: tf.distribute.Strategy, state: State) -> Iterator[None]:
+    """End in one line where several workers compute together and one is gone.
+
+    As SystemExit with code 1: after a UserError `run.py launch` would start none again.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if strategy.cluster_resolver is None:
+            raise
+        reason = (error.message or str(error)).strip().splitlines()[0]
+        raise SystemExit(f"this worker or another one failed at step {state.step}: {reason}") from error
 
 
 def _is_shown(name: str) -> bool:
