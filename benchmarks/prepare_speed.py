@@ -42,8 +42,8 @@ REFERENCE = flags.DEFINE_string("reference", None, "checkout of google-research/
 FOLDER = flags.DEFINE_string("folder", None, "where texts and examples are put; None: a temporary folder")
 OUTPUT = flags.DEFINE_string("output", "prepare.jsonl", "file that results are appended to")
 RUNS = flags.DEFINE_integer("runs", 3, "runs of each")
-MEGABYTES = flags.DEFINE_integer("megabytes", 64, "text for `prepare`")
-SAMPLE = flags.DEFINE_integer("sample_megabytes", 8, "text for the reference")
+MEGABYTES = flags.DEFINE_integer("megabytes", 256, "text for `prepare`")
+SAMPLE = flags.DEFINE_integer("sample_megabytes", 16, "text for the reference")
 MEMORY = flags.DEFINE_list("memory_megabytes", ["250", "1000"], "texts that memory is watched with")
 
 NUM_CORES = len(os.sched_getaffinity(0))

@@ -5,6 +5,7 @@ import gzip
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from keras_bert_app.data.documents import Skipped, input_files, read_documents, split_sentences
@@ -147,6 +148,13 @@ def test_a_pattern_without_files_is_refused(tmp_path):
 )
 def test_sentences_end_where_a_reader_would_say(document, sentences):
     assert split_sentences(document) == sentences
+
+
+def test_ascii_is_split_as_any_other_script_is():
+    random = np.random.default_rng(0)
+    for _ in range(20_000):
+        text = "Z" + "".join(random.choice(list("aA1 .!?\")'\n("), random.integers(0, 14)))
+        assert split_sentences("日本。" + text) == ["日本。", *split_sentences(text)], text
 
 
 def test_lines_can_be_sentences(tmp_path):

@@ -206,7 +206,8 @@ def test_launch_gives_up_after_so_many_restarts_without_a_new_checkpoint(launche
 
 def test_a_new_checkpoint_brings_the_restarts_back(launched, tmp_path):
     source = (
-        WAITING.format(code=75)
+        "if attempt == 9: sys.exit()\n"
+        + WAITING.format(code=75)
         + "if attempt < 4: (folder / 'checkpoints' / f'step-0000000{attempt}').mkdir(parents=True)\n"
         + "(folder / 'checkpoints' / f'.step-0000000{attempt}.tmp').touch()\nsys.exit(7)\n"
     )

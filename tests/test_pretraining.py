@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,94 @@ def test_no_document_is_in_both_parts(corpus, tmp_path):
         parts.append(set().union(*map(source_of, spans)))
     assert parts[0] | parts[1] == set(range(90)) and not parts[0] & parts[1]
     assert (manifest["documents"]["train"], manifest["documents"]["held_out"]) == tuple(map(len, parts))
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory):
+    """Examples of 1.2 M tokens; returns folder, manifest and function from token ids to families.
+
+    Of 1,000 families of documents with words of their own every second has an exact duplicate, and every
+    third a near one.
+    """
+    folder = tmp_path_factory.mktemp("million")
+    random, texts = np.random.default_rng(0), []
+    for family in range(1000):
+        lengths = random.integers(3, 20, 120)
+        words = np.char.add(f"w{family}x", random.integers(0, 20, lengths.sum()).astype(str))
+        sentences = [" ".join(part).capitalize() + "." for part in np.split(words, np.cumsum(lengths)[:-1])]
+        text = " ".join(sentences)
+        texts += [text] * (1 + (family % 2)) + [text.replace(words[0], "common", 1)] * (family % 3 == 0)
+    (folder / "corpus.txt").write_text(
+        "\n\n".join(texts[number] for number in random.permutation(len(texts)))
+    )
+    pieces = [f"w{family}x{number}" for family in range(1000) for number in range(20)]
+    vocabulary = Vocabulary((*SPECIAL_TOKENS, ".", "common", *pieces))
+    first = vocabulary.ids[pieces[0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "_SHARD_TOKENS", 100_000)
+        manifest = prepare_examples([str(folder / "corpus.txt")], folder / "out", vocabulary, True, OPTIONS)
+
+    def families(ids):
+        return {(token - first) // 20 for token in ids if token >= first}
+
+    return folder / "out", manifest, families
+
+
+def test_over_a_million_tokens_half_of_the_pairs_are_random_and_from_two_documents(million):
+    folder, manifest, families = million
+    part, labels = manifest["splits"]["train"], []
+    assert part["num_tokens"] > 1_000_000
+    read = ExampleStore(folder).read(range(part["num_examples"]))
+    rows = zip(
+        read[features.TOKEN_IDS].to_list(),
+        read[features.SEGMENT_IDS].to_list(),
+        read[features.NEXT_SENTENCE_LABEL].numpy().tolist(),
+        strict=True,
+    )
+    for ids, segments, label in rows:
+        second = segments.index(1)
+        one, other = families(ids[:second]), families(ids[second:])
+        if one and other:  # not only a full stop
+            assert len(one) == len(other) == 1 and (one != other) == label
+        labels.append(label)
+    assert abs(np.mean(labels) - 0.5) < 0.005
+
+
+def test_over_a_million_tokens_no_document_leaks_between_the_parts_as_duplicate_or_partner(million):
+    folder, manifest, families = million
+    counts = manifest["documents"]
+    assert counts["exact_duplicates"] == 500 and counts["near_duplicates"] == 334
+    found = []
+    for split in ("train", "held_out"):
+        tokens = ExampleStore(folder, split).read(range(manifest["splits"][split]["num_examples"]))
+        found.append(families(np.unique(tokens[features.TOKEN_IDS].flat_values).tolist()))
+        assert len(found[-1]) == counts[split]
+    assert len(found[0] | found[1]) == 1000 and not found[0] & found[1]
+
+
+def test_packed_rows_hold_every_token_once_and_say_which_text_it_is_of(corpus, tmp_path):
+    options = PrepareOptions(objective="none", pack=True, max_length=32, held_out=0.1)
+    manifest = prepare(corpus, tmp_path / "out", options)
+    prepare(corpus, tmp_path / "again", options, num_workers=2)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "again")
+    texts, lengths = [], []
+    for split in ("train", "held_out"):
+        store = ExampleStore(tmp_path / "out", split)
+        batch = store.batch(range(len(store)))
+        rows = zip(batch[features.TOKEN_IDS].numpy(), batch[features.SEQUENCE_IDS].numpy(), strict=True)
+        for ids, numbers in rows:
+            assert ((numbers > 0) == (ids != VOCABULARY.ids["[PAD]"])).all()
+            row = [ids[numbers == number] for number in range(1, numbers.max() + 1)]
+            assert np.concatenate(row).tolist() == ids[numbers > 0].tolist()
+            texts += row
+        lengths += store.lengths.tolist()
+        assert not batch[features.SEGMENT_IDS].numpy().any()
+    assert {(VOCABULARY.ids["[CLS]"], VOCABULARY.ids["[SEP]"])} == {(text[0], text[-1]) for text in texts}
+    assert all(len(source_of(text[1:-1].tolist())) <= 1 for text in texts)
+    words = sorted(word for text in DOCUMENTS for word in text.replace(".", " .").split())
+    assert sorted(VOCABULARY.pieces[token] for text in texts for token in text[1:-1]) == words
+    num_files = sum(len(part["files"]) for part in manifest["splits"].values())
+    assert max(lengths) <= 32 and sum(length <= 32 - 8 for length in lengths) <= num_files
 
 
 def test_the_part_of_a_document_depends_on_neither_seed_nor_order(corpus, tmp_path):
@@ -255,6 +344,20 @@ def test_input_without_examples_is_refused_and_nothing_is_written(corpus, tmp_pa
     with pytest.raises(UserError, match=message):
         prepare(corpus, tmp_path / "out", PrepareOptions(held_out=0, max_document_bytes=2**19))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_enormous_line_among_documents_is_counted_and_takes_no_memory(corpus, tmp_path):
+    with corpus.open("ab") as file:
+        file.write(b"\n\n")
+        for _ in range(200):
+            file.write(b"x" * 2**20)
+    tracemalloc.start()
+    manifest = prepare(corpus, tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert manifest["skipped"] == {"too long": {"count": 1, "first": f"{corpus}:{2 * len(DOCUMENTS) + 1}"}}
+    assert manifest["documents"]["read"] == len(DOCUMENTS)
+    assert peak < 40 * 2**20
 
 
 def test_an_input_that_gives_nothing_leaves_no_folder(corpus, tmp_path):

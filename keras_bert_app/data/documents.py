@@ -21,6 +21,9 @@ _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 # one without, in scripts that write no spaces.
 _CLOSING = "[\"'”’»›)\\]}」』）】]*"
 _SENTENCE_END = re.compile(rf"(?:[.!?…؟۔।॥።։]+{_CLOSING}\s+)|(?:[。！？｡]+{_CLOSING}\s*)")
+# The same for ASCII, in one expression: it also says what doesn't end a sentence (see `split_sentences`).
+_NO_INITIAL = r"(?:(?<!\.)|(?<![A-Z]\.)|(?<=[A-Za-z0-9][A-Z]\.))"
+_ASCII_SENTENCE_END = re.compile(rf"[.!?](?<![.!?][.!?]){_NO_INITIAL}[.!?]*+[\"')\]}}]*+\s++(?![a-z])")
 # Longer ones are tables, code or scripts without full stops; cut, all of them can be trained on.
 _MAX_SENTENCE_CHARACTERS = 1000
 
@@ -116,11 +119,20 @@ def split_sentences(document: str, rule: str = "split") -> list[str]:
         sentences = document.split("\n")
     else:
         sentences = (part for block in _BLANK_LINE.split(document) for part in _split_block(block))
-    return [piece for sentence in sentences for piece in _cut_long(sentence.strip())]
+    stripped = [sentence.strip() for sentence in sentences]
+    if max(map(len, stripped), default=0) > _MAX_SENTENCE_CHARACTERS:
+        return [piece for sentence in stripped for piece in _cut_long(sentence)]
+    return [sentence for sentence in stripped if sentence]
 
 
 def _split_block(block: str) -> Iterator[str]:
     start = 0
+    if block.isascii():
+        for end in _ASCII_SENTENCE_END.finditer(block):
+            yield block[start : end.end()]
+            start = end.end()
+        yield block[start:]
+        return
     for end in _SENTENCE_END.finditer(block):
         after = end.end()
         if block[after : after + 1].islower() or _is_initial(block, end.start()):

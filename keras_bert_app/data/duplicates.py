@@ -17,6 +17,7 @@ EMPTY = np.uint32(0xFFFFFFFF)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BYTES_PER_KEY = 64
 _DOCUMENTS_AT_ONCE = 4096
+_SIGNED_AT_ONCE = 256  # their tokens fit into a core's cache
 
 
 def signatures(token_ids: np.ndarray, document_starts: np.ndarray, unknown_id: int) -> np.ndarray:
@@ -31,9 +32,9 @@ def signatures(token_ids: np.ndarray, document_starts: np.ndarray, unknown_id: i
     """
     num_documents = len(document_starts) - 1
     result = np.full((num_documents, NUM_HASHES), EMPTY)
-    for start in range(0, num_documents, _DOCUMENTS_AT_ONCE):
-        part = document_starts[start : start + _DOCUMENTS_AT_ONCE + 1]
-        result[start : start + len(part) - 1] = _signatures(
+    for start, stop in _blocks(num_documents, _SIGNED_AT_ONCE):
+        part = document_starts[start : stop + 1]
+        result[start:stop] = _signatures(
             token_ids[part[0] : part[-1]].astype(np.uint64), part - part[0], unknown_id
         )
     return result
@@ -48,9 +49,12 @@ def _signatures(token_ids: np.ndarray, starts: np.ndarray, unknown_id: int) -> n
         usable = documents[:num_shingles] == documents[SHINGLE_TOKENS - 1 :]
         unknown = np.concatenate([[0], np.cumsum(token_ids == unknown_id)])
         usable &= unknown[SHINGLE_TOKENS:] == unknown[:-SHINGLE_TOKENS]
-        hashes = np.zeros(num_shingles, np.uint64)
-        for place in range(SHINGLE_TOKENS):
-            hashes = _mix(hashes + token_ids[place : place + num_shingles] + np.uint64(1))
+        mixed = _mix(token_ids + np.uint64(1))
+        hashes = mixed[:num_shingles].copy()
+        for place in range(1, SHINGLE_TOKENS):
+            hashes *= _MULTIPLIER
+            hashes += mixed[place : place + num_shingles]
+        hashes = _mix(hashes)
         hashes = hashes[usable]
         places = (((hashes >> np.uint64(32)) * np.uint64(NUM_HASHES)) >> np.uint64(32)).astype(np.int64)
         values = np.minimum(hashes.astype(np.uint32), EMPTY - np.uint32(1))
@@ -172,9 +176,10 @@ def _blocks(total: int, size: int = _DOCUMENTS_AT_ONCE) -> Iterator[tuple[int, i
 def _mix(values: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014), so that near inputs have far outputs."""
     values = values * _MULTIPLIER
-    values ^= values >> np.uint64(30)
+    shifted = values >> np.uint64(30)
+    values ^= shifted
     values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
+    values ^= np.right_shift(values, np.uint64(27), out=shifted)
     values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
+    values ^= np.right_shift(values, np.uint64(31), out=shifted)
     return values

@@ -49,13 +49,14 @@ def write_records(path: Path, examples: Iterable[Example]) -> None:
     """Write examples as TFRecord of tf.train.Example, and the index beside it.
 
     Features: token_ids, segment_ids and, unless it is empty, sequence_ids, int64 lists; next_sentence_label,
-    int64, unless the label is negative. Once `path` is there, both are whole.
+    int64, unless the label is negative. All examples have the same ones. Once `path` is there, both files
+    are whole.
     """
-    entries, offset = [], 0
+    entries, offset, serialise = [], 0, _Serialiser()
     with atomic_file(path) as records, atomic_file(index_path(path)) as index:
         with tf.io.TFRecordWriter(str(records)) as writer:
             for example in examples:
-                record = _serialise(example)
+                record = serialise(example)
                 writer.write(record)
                 entries.append((offset + _BEFORE, len(record), len(example.token_ids), example.label))
                 offset += _BEFORE + len(record) + _AFTER
@@ -63,16 +64,28 @@ def write_records(path: Path, examples: Iterable[Example]) -> None:
             np.save(file, np.array(entries, INDEX_DTYPE))
 
 
-def _serialise(example: Example) -> bytes:
-    serialised = tf.train.Example()
-    feature = serialised.features.feature
-    feature[features.TOKEN_IDS].int64_list.value.extend(example.token_ids)
-    feature[features.SEGMENT_IDS].int64_list.value.extend(example.segment_ids)
-    if example.label >= 0:
-        feature[features.NEXT_SENTENCE_LABEL].int64_list.value.append(example.label)
-    if example.sequence_ids:
-        feature[features.SEQUENCE_IDS].int64_list.value.extend(example.sequence_ids)
-    return serialised.SerializeToString(deterministic=True)
+class _Serialiser:
+    """Fills one tf.train.Example again and again, which takes two thirds of the time of a new one."""
+
+    def __init__(self):
+        self._message = tf.train.Example()
+        self._values = {}
+
+    def __call__(self, example: Example) -> bytes:
+        """The bytes of an example; all that one serialiser is given have the same features."""
+        self._set(features.TOKEN_IDS, example.token_ids)
+        self._set(features.SEGMENT_IDS, example.segment_ids)
+        if example.label >= 0:
+            self._set(features.NEXT_SENTENCE_LABEL, (example.label,))
+        if example.sequence_ids:
+            self._set(features.SEQUENCE_IDS, example.sequence_ids)
+        return self._message.SerializeToString(deterministic=True)
+
+    def _set(self, name: str, values: Sequence[int]) -> None:
+        if name not in self._values:
+            self._values[name] = self._message.features.feature[name].int64_list.value
+        self._values[name].clear()
+        self._values[name].extend(values)
 
 
 def describe(records: Path) -> dict:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_bert_app.config import PrepareConfig, check
-from keras_bert_app.data.tokenized import TokenizedDocuments
 from keras_bert_app.errors import UserError
 
 FOLLOWS, DIFFERS, NO_LABEL = 0, 1, -1
@@ -59,7 +58,7 @@ class Plan(NamedTuple):
     second: tuple[int, int] | None
     label: int
     room: int
-    cuts: tuple[int, int]
+    cuts: Sequence[int]
     partner: int | None = None
     place: int = 0
     target: int = 0
@@ -79,19 +78,6 @@ class Spans(NamedTuple):
     label: int
 
 
-class _Draws(NamedTuple):
-    """The draws of one example, 64 bits each, whether it needs them or not."""
-
-    differs: int
-    short: int
-    length: int
-    middle: int
-    partner: int
-    place: int
-    first_cut: int
-    second_cut: int
-
-
 def plan_examples(
     bounds: Sequence[int], digest: bytes, number: int, num_documents: int, options: PrepareOptions
 ) -> Iterator[Plan]:
@@ -109,29 +95,28 @@ def plan_examples(
     paired with the one before it or with another document, where there it always got another document. So a
     document of one sentence makes no pair; it can be the other document.
     """
-    draws = _draws(digest, options.seed)
     if options.objective == "none":
-        yield from _plan_single(bounds, draws, options)
+        yield from _plan_single(bounds, digest, options)
         return
-    room, last, start = options.max_length - 3, len(bounds) - 1, 0
+    room, last, start, draws = options.max_length - 3, len(bounds) - 1, 0, _draws(digest, options.seed)
     while start < last and last >= 2:
-        draw = next(draws)
-        differs = draw.differs < 2**63
+        to_differ, to_be_short, for_length, for_middle, for_partner, for_place, *cuts = next(draws)
+        differs = to_differ < 2**63
         from_another = differs and options.objective == "nsp"
         label = DIFFERS if differs else FOLLOWS
-        target = _target(room, options.short_fraction, draw)
+        target = _target(room, options.short_fraction, to_be_short, for_length)
         begin, end = start, _end(bounds, start, target)
         if end - start == 1 and end < last:
             end += 1
         left_alone = end - start == 1
         if left_alone and not from_another:
             begin -= 1
-        middle = end if left_alone and begin == start else begin + 1 + _below(draw.middle, end - begin - 1)
-        first, cuts = (bounds[begin], bounds[middle]), (draw.first_cut, draw.second_cut)
+        middle = end if left_alone and begin == start else begin + 1 + _below(for_middle, end - begin - 1)
+        first = (bounds[begin], bounds[middle])
         if from_another:
-            partner = _below(draw.partner, num_documents - 1)
+            partner = _below(for_partner, num_documents - 1)
             target = max(1, target - (first[1] - first[0]))
-            yield Plan(first, None, label, room, cuts, partner + (partner >= number), draw.place, target)
+            yield Plan(first, None, label, room, cuts, partner + (partner >= number), for_place, target)
             start = middle
         else:
             yield Plan(first, (bounds[middle], bounds[end]), label, room, cuts)
@@ -140,21 +125,22 @@ def plan_examples(
 
 def complete(plan: Plan, bounds: Sequence[int] = ()) -> Spans:
     """A plan, and the partner's `bounds` where it has one, as `plan_examples` takes them -> the example."""
-    second = plan.second
-    if second is None:
+    (first, first_end), label, swapped = plan.first, plan.label, False
+    if plan.second is None:
         start = _below(plan.place, len(bounds) - 1)
-        second = bounds[start], bounds[_end(bounds, start, plan.target)]
-    first, second = _truncate(plan.first, second, plan.room, plan.cuts)
-    if plan.label == DIFFERS and plan.second is not None:
-        first, second = second, first
-    return Spans(*first, *second, plan.label)
-
-
-def document_examples(documents: TokenizedDocuments, number: int, options: PrepareOptions) -> Iterator[Spans]:
-    """All examples of one document, partners included, where all documents are at hand."""
-    bounds, digest = documents.token_bounds(number), documents.digest(number)
-    for plan in plan_examples(bounds, digest, number, len(documents), options):
-        yield complete(plan, () if plan.partner is None else documents.token_bounds(plan.partner))
+        second, second_end = bounds[start], bounds[_end(bounds, start, plan.target)]
+    else:
+        second, second_end = plan.second
+        swapped = label == DIFFERS
+    excess = first_end - first + second_end - second - plan.room
+    if excess > 0:
+        cut, second_cut = _cuts(first_end - first, second_end - second, excess)
+        front, second_front = _below(plan.cuts[0], cut + 1), _below(plan.cuts[1], second_cut + 1)
+        first, first_end = first + front, first_end - cut + front
+        second, second_end = second + second_front, second_end - second_cut + second_front
+    if swapped:
+        return Spans(second, second_end, first, first_end, label)
+    return Spans(first, first_end, second, second_end, label)
 
 
 def pack_documents(documents: Iterable[np.ndarray], max_length: int) -> Iterator[list[np.ndarray]]:
@@ -177,19 +163,21 @@ def pack_documents(documents: Iterable[np.ndarray], max_length: int) -> Iterator
         yield row
 
 
-def _plan_single(bounds: Sequence[int], draws: Iterator[_Draws], options: PrepareOptions) -> Iterator[Plan]:
+def _plan_single(bounds: Sequence[int], digest: bytes, options: PrepareOptions) -> Iterator[Plan]:
     room, start, last = options.max_length - 2, 0, len(bounds) - 1
-    while start < last:
-        draw = next(draws)
-        end = _end(bounds, start, _target(room, options.short_fraction, draw))
-        yield Plan((bounds[start], bounds[end]), (0, 0), NO_LABEL, room, (draw.first_cut, draw.second_cut))
+    for _, to_be_short, for_length, *_, cut, second_cut in _draws(digest, options.seed):
+        if start >= last:
+            return
+        end = _end(bounds, start, _target(room, options.short_fraction, to_be_short, for_length))
+        yield Plan((bounds[start], bounds[end]), (0, 0), NO_LABEL, room, (cut, second_cut))
         start = end
 
 
-def _draws(digest: bytes, seed: int) -> Iterator[_Draws]:
+def _draws(digest: bytes, seed: int) -> Iterator[tuple[int, ...]]:
+    """For one example after another as many draws of 64 bits as any needs."""
     name, numbers = digest + str(seed).encode(), struct.Struct("<8Q")
     for example in itertools.count():
-        yield _Draws._make(numbers.unpack(hashlib.blake2b(b"%b %d" % (name, example)).digest()))
+        yield numbers.unpack(hashlib.blake2b(b"%b %d" % (name, example)).digest())
 
 
 def _below(draw: int, limit: int) -> int:
@@ -197,9 +185,9 @@ def _below(draw: int, limit: int) -> int:
     return draw * limit >> 64
 
 
-def _target(room: int, short_fraction: float, draw: _Draws) -> int:
-    if draw.short < short_fraction * 2**64:
-        return _SHORTEST_TARGET + _below(draw.length, room - _SHORTEST_TARGET + 1)
+def _target(room: int, short_fraction: float, to_be_short: int, for_length: int) -> int:
+    if to_be_short < short_fraction * 2**64:
+        return _SHORTEST_TARGET + _below(for_length, room - _SHORTEST_TARGET + 1)
     return room
 
 
@@ -211,20 +199,10 @@ def _end(bounds: Sequence[int], start: int, target: int) -> int:
     return end
 
 
-def _truncate(first: tuple[int, int], second: tuple[int, int], room: int, draws: tuple[int, int]):
-    """Cut the longer span first, as packing does, but from both its ends: a draw says how much from which."""
-    lengths = first[1] - first[0], second[1] - second[0]
-    excess = sum(lengths) - room
-    if excess <= 0:
-        return first, second
-    shorter = min(lengths)
-    cut_longer = min(excess, max(max(lengths) - shorter, 0))
+def _cuts(length: int, other: int, excess: int) -> tuple[int, int]:
+    """How many tokens either span loses: the longer one first, as packing does, but from both its ends."""
+    cut_longer = min(excess, abs(length - other))
     both = excess - cut_longer
-    cuts = [both // 2, both - both // 2]
-    cuts = [cuts[0] + cut_longer, cuts[1]] if lengths[0] > lengths[1] else [cuts[0], cuts[1] + cut_longer]
-    return tuple(_cut(*each) for each in zip((first, second), cuts, draws, strict=True))
-
-
-def _cut(span: tuple[int, int], cut: int, draw: int) -> tuple[int, int]:
-    front = _below(draw, cut + 1)
-    return span[0] + front, span[1] - (cut - front)
+    if length > other:
+        return both // 2 + cut_longer, both - both // 2
+    return both // 2, both - both // 2 + cut_longer

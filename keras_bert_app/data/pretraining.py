@@ -24,8 +24,8 @@ from keras_bert_app.data.examples import (
     splits_of,
     write_manifest,
 )
-from keras_bert_app.data.examples_store import describe, write_records
-from keras_bert_app.data.pairs import PrepareOptions, document_examples
+from keras_bert_app.data.examples_store import Example, describe, write_records
+from keras_bert_app.data.pairs import PrepareOptions, complete, plan_examples
 from keras_bert_app.data.tokenized import ChunkTokenizer, TokenizedDocuments, document_digest
 from keras_bert_app.data.workers import Workers
 from keras_bert_app.errors import UserError
@@ -198,16 +198,24 @@ def _write_shard(tool: _Tool, folder: Path, path: Path, numbers: range) -> None:
     if options.pack:
         examples = tool.maker.packed(map(documents.document_tokens, numbers), options.max_length)
     else:
-        examples = (
-            tool.maker.example(
-                documents.tokens[spans.first : spans.first_end],
-                documents.tokens[spans.second : spans.second_end],
+        examples = _examples(tool, documents, numbers)
+    write_records(path, examples)
+
+
+def _examples(tool: _Tool, documents: TokenizedDocuments, numbers: range) -> Iterator[Example]:
+    own = documents.load(numbers)
+    for place, number in enumerate(numbers):
+        bounds, digest = own.token_bounds(place), own.digest(place)
+        for plan in plan_examples(bounds, digest, number, len(documents), tool.options):
+            if plan.partner is None:
+                spans, tokens = complete(plan), own.tokens
+            else:
+                spans, tokens = complete(plan, documents.token_bounds(plan.partner)), documents.tokens
+            yield tool.maker.example(
+                own.tokens[spans.first : spans.first_end],
+                tokens[spans.second : spans.second_end],
                 spans.label,
             )
-            for number in numbers
-            for spans in document_examples(documents, number, options)
-        )
-    write_records(path, examples)
 
 
 @contextmanager

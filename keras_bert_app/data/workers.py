@@ -1,5 +1,6 @@
 """The processes that tokenise documents and pack examples."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -85,6 +86,8 @@ def _start(make_tool: Callable[..., Any], *arguments) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     _tool = make_tool(*arguments)
+    # Garbage collection needn't go through all that was imported.
+    gc.freeze()
 
 
 def _call(function: Callable, call: tuple) -> None:

@@ -31,7 +31,11 @@ class BertTokenizer(tf.Module):
 
     def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """string [B] -> int32 [B, (T)]."""
-        return self._wordpiece.tokenize(self.normalise(texts))
+        return self.word_pieces(self.normalise(texts))
+
+    def word_pieces(self, normalised: tf.Tensor) -> tf.RaggedTensor:
+        """What `normalise` gives, string [B] -> int32 [B, (T)]."""
+        return self._wordpiece.tokenize(normalised)
 
     def normalise(self, texts: tf.Tensor) -> tf.Tensor:
         """string [B] -> string [B]: valid UTF-8, cleaned, lower-cased where asked for."""
