@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 
 import tensorflow as tf
 
@@ -65,7 +66,11 @@ def _multi_worker(cluster: str) -> tf.distribute.Strategy:
             '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}; on one '
             "machine `run.py launch` sets it"
         )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    # TensorFlow takes SIGTERM for itself there.
+    handler = signal.getsignal(signal.SIGTERM)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    signal.signal(signal.SIGTERM, handler)
+    return strategy
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
