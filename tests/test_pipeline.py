@@ -7,7 +7,7 @@ from test_pretraining import DOCUMENTS, VOCABULARY, bytes_of
 
 from keras_bert_app import data
 from keras_bert_app.config import default, freeze
-from keras_bert_app.data import examples, pipeline, pretraining
+from keras_bert_app.data import examples, pipeline, pipeline_selection, pretraining
 from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pipeline import prepare_examples_on_beam
 from keras_bert_app.data.pretraining import PrepareOptions, prepare_examples
@@ -22,7 +22,7 @@ LOCAL = "--runner=FnApiRunner"
 def small_parts(monkeypatch):
     monkeypatch.setattr(pretraining, "_CHUNK_BYTES", 4096)
     monkeypatch.setattr(pipeline, "_CHUNK_BYTES", 4096)
-    monkeypatch.setattr(pipeline, "_BLOCK", 7)
+    monkeypatch.setattr(pipeline_selection, "_BLOCK", 7)
     monkeypatch.setattr(examples, "_SHARD_TOKENS", 1500)
 
 

@@ -4,7 +4,7 @@ Every step is a function that the engine of `pretraining` calls too. Here they a
 document's position (number of its file, its place there), then its part and number among the documents that
 are kept, and at last the file that its examples go to. What one worker holds at a time is a document, the
 examples of one file, or a few numbers for each document of a block or of those that are alike. Apache Beam is
-imported nowhere else.
+imported here and in `pipeline_selection` alone.
 """
 
 import json
@@ -13,14 +13,13 @@ import shlex
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from keras_bert_app.data.documents import Skipped, input_files, read_documents
-from keras_bert_app.data.duplicates import agreement, band_keys, consecutive
 from keras_bert_app.data.examples import (
     HELD_OUT,
     TRAIN,
@@ -34,33 +33,29 @@ from keras_bert_app.data.examples import (
 )
 from keras_bert_app.data.examples_store import describe, write_records
 from keras_bert_app.data.pairs import Plan, PrepareOptions, complete, plan_examples
-from keras_bert_app.data.tokenized import ChunkTokenizer, held_out
+from keras_bert_app.data.pipeline_selection import (
+    EXACT,
+    KEYED,
+    NEAR,
+    WITHOUT_TOKENS,
+    Mark,
+    number_documents,
+    statuses_of,
+)
+from keras_bert_app.data.tokenized import ChunkTokenizer
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.text.tokenizer import BertTokenizer
 from keras_bert_app.text.vocabulary import Vocabulary
 
-_EXACT, _NEAR, _WITHOUT_TOKENS = "exact_duplicates", "near_duplicates", "without_tokens"
 _SUMMARY = "summary.json"
-# Documents are counted by blocks of so many, so that no worker needs even the numbers of all of them.
-_BLOCK = 65536
 _CHUNK_BYTES = 4 * 2**20
-# What steps with several outputs give; Beam would guess it of all outputs together.
-_KEYED = tuple[Any, Any]
 
 
 class _Document(NamedTuple):
     tokens: np.ndarray
     bounds: list[int]
     digest: bytes
-
-
-class _Mark(NamedTuple):
-    """What is to be known of a document to say whether it stays."""
-
-    digest: bytes
-    num_tokens: int
-    signature: np.ndarray
 
 
 class _Waiting(NamedTuple):
@@ -125,7 +120,7 @@ def _build(pipeline, files, folder, vocabulary, lower_case, options) -> None:
         >> beam.Create([(number, str(file.absolute()), str(file)) for number, file in enumerate(files)])
         | "spread files" >> beam.Reshuffle()
         | "read"
-        >> beam.FlatMap(_read, options).with_output_types(_KEYED).with_outputs("reports", main="documents")
+        >> beam.FlatMap(_read, options).with_output_types(KEYED).with_outputs("reports", main="documents")
     )
     tokenised = (
         read.documents
@@ -134,19 +129,19 @@ def _build(pipeline, files, folder, vocabulary, lower_case, options) -> None:
         >> beam.BatchElements(_CHUNK_BYTES, _CHUNK_BYTES, element_size_fn=lambda each: len(each[1]))
         | "tokenise"
         >> beam.ParDo(_Tokenise(vocabulary, lower_case, options.sentences))
-        .with_output_types(_KEYED)
+        .with_output_types(KEYED)
         .with_outputs("marks", main="documents")
     )
-    statuses = _statuses(pipeline, tokenised.marks, options)
+    statuses = statuses_of(pipeline, tokenised.marks, options)
     totals = beam.pvalue.AsDict(
         statuses
         | "count" >> beam.Map(lambda each: (each[1][0], (1, each[1][1])))
         | "totals" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
     )
-    numbered = _number(tokenised.documents, statuses)
-    planned = numbered | "plan" >> beam.FlatMap(_plan, totals, options).with_output_types(
-        _KEYED
-    ).with_outputs("waiting", main="done")
+    numbered = number_documents(tokenised.documents, statuses)
+    planned = numbered | "plan" >> beam.FlatMap(_plan, totals, options).with_output_types(KEYED).with_outputs(
+        "waiting", main="done"
+    )
     completed = (
         {"document": numbered, "waiting": planned.waiting}
         | "to partners" >> beam.CoGroupByKey()
@@ -181,7 +176,7 @@ def _read(file, options):
 
 
 class _Tokenise(beam.DoFn):
-    """Chunks of documents -> each as `_Document` and, in output "marks", as `_Mark`; by position."""
+    """Chunks of documents -> each as `_Document` and, in output "marks", as `Mark`; by position."""
 
     def __init__(self, vocabulary, lower_case, sentences):
         self._arguments = vocabulary, lower_case, sentences
@@ -202,116 +197,8 @@ class _Tokenise(beam.DoFn):
         for number, (position, _) in enumerate(chunk):
             digest, bounds = columns["digests"][number].tobytes(), [0, *np.cumsum(sentences[number]).tolist()]
             yield position, _Document(tokens[number], bounds, digest)
-            mark = _Mark(digest, bounds[-1], columns["signatures"][number])
+            mark = Mark(digest, bounds[-1], columns["signatures"][number])
             yield beam.pvalue.TaggedOutput("marks", (position, mark))
-
-
-def _statuses(pipeline, marks, options):
-    """Marks by position -> (what becomes of the document, its number of tokens) by position."""
-    exact = (
-        marks
-        | "contents" >> beam.Map(lambda each: (each[1].digest[:8], each[0]))
-        | "equal contents" >> beam.GroupByKey()
-        | "later ones" >> beam.FlatMap(lambda each: [(position, True) for position in sorted(each[1])[1:]])
-    )
-    near = pipeline | beam.Create([])
-    if options.near_duplicates < 1:
-        different = (
-            {"mark": marks, "exact": exact}
-            | "drop equal ones" >> beam.CoGroupByKey()
-            | beam.FlatMap(lambda each: [] if each[1]["exact"] else [(each[0], each[1]["mark"][0].signature)])
-        )
-        candidates = (
-            different
-            | "bands" >> beam.FlatMap(_bands)
-            | "equal bands" >> beam.GroupByKey()
-            | "candidates" >> beam.FlatMap(lambda each: consecutive(sorted(each[1])))
-            | beam.Distinct()
-        )
-        earlier = (
-            {"signature": different, "others": candidates}
-            | "to the earlier" >> beam.CoGroupByKey()
-            | beam.FlatMap(lambda each: [(later, each[1]["signature"][0]) for later in each[1]["others"]])
-        )
-        near = (
-            {"signature": different, "others": earlier}
-            | "to the later" >> beam.CoGroupByKey()
-            | "alike" >> beam.FlatMap(_alike, options.near_duplicates)
-        )
-    return (
-        {"mark": marks, "exact": exact, "near": near}
-        | "join marks" >> beam.CoGroupByKey()
-        | "decide" >> beam.Map(_decide, options.held_out)
-    )
-
-
-def _bands(marked):
-    position, signature = marked
-    usable, keys = band_keys(signature[None])
-    if usable[0]:
-        for band, key in enumerate(keys[:, 0]):
-            yield (band, key.tobytes()), position
-
-
-def _alike(joined, threshold):
-    position, found = joined
-    signature = found["signature"][0]
-    if any(agreement(other[None], signature[None])[0] >= threshold for other in found["others"]):
-        yield position, True
-
-
-def _decide(joined, fraction):
-    position, found = joined
-    mark = found["mark"][0]
-    if found["exact"]:
-        status = _EXACT
-    elif found["near"]:
-        status = _NEAR
-    elif not mark.num_tokens:
-        status = _WITHOUT_TOKENS
-    else:
-        digests = np.frombuffer(mark.digest, "<u8")[None]
-        status = HELD_OUT if held_out(digests, fraction)[0] else TRAIN
-    return position, (status, mark.num_tokens)
-
-
-def _number(documents, statuses):
-    """Documents and statuses by position -> the documents kept by (part, number in it)."""
-    blocks = (
-        statuses
-        | "kept" >> beam.Filter(lambda each: each[1][0] in (TRAIN, HELD_OUT))
-        | "blocks" >> beam.Map(lambda each: ((each[1][0], each[0][0], each[0][1] // _BLOCK), each[0][1]))
-        | "by block" >> beam.GroupByKey()
-        | "count blocks"
-        >> beam.FlatMap(_count_block).with_output_types(_KEYED).with_outputs("counts", main="places")
-    )
-    starts = blocks.counts | beam.combiners.ToList() | "starts" >> beam.Map(_block_starts)
-    return (
-        {"document": documents, "place": blocks.places}
-        | "to documents" >> beam.CoGroupByKey()
-        | "number" >> beam.FlatMap(_numbered, beam.pvalue.AsSingleton(starts))
-    )
-
-
-def _count_block(grouped):
-    block, places = grouped[0], sorted(grouped[1])
-    for number, place in enumerate(places):
-        yield (block[1], place), (block, number)
-    yield beam.pvalue.TaggedOutput("counts", (block, len(places)))
-
-
-def _block_starts(counts):
-    """Numbers of documents by block -> by block the number, in its part, of the first."""
-    starts, totals = {}, {TRAIN: 0, HELD_OUT: 0}
-    for block, count in sorted(counts):
-        starts[block] = totals[block[0]]
-        totals[block[0]] += count
-    return starts
-
-
-def _numbered(joined, starts):
-    for block, number in joined[1]["place"]:
-        yield (block[0], starts[block] + number), joined[1]["document"][0]
 
 
 def _plan(numbered, totals, options):
@@ -360,7 +247,7 @@ def _write(grouped, folder, vocabulary, options):
 
 def _summarise(folder, totals, reports, descriptions, options):
     """Write what the manifest needs to know where whoever started the pipeline finds it."""
-    counts = {name: totals.get(name, (0, 0))[0] for name in (_EXACT, _NEAR, _WITHOUT_TOKENS, TRAIN, HELD_OUT)}
+    counts = {name: totals.get(name, (0, 0))[0] for name in (EXACT, NEAR, WITHOUT_TOKENS, TRAIN, HELD_OUT)}
     reports = sorted(reports, key=itemgetter(0))
     descriptions = sorted(descriptions, key=itemgetter("records"))
     summary = {
