@@ -287,6 +287,8 @@ def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, c
         ({"text": {"lower_case": False}}, "made with lower_case True, but config.text.lower_case is False"),
         ({"prepare": {"objective": "sop"}}, "made with objective nsp, but config.prepare.objective is sop"),
         ({"task": {"name": "classification"}}, "config.task.name is classification; `run.py pretrain` takes"),
+        ({"train": {"jit": True}}, "config.train.jit compiles anew for each number of hidden tokens; set "),
+        ({"prepare": {"pack": True}}, "examples: made with pack False, but config.prepare.pack is True"),
         ({"train": {"metric": "perplexity"}}, "config.train.metric is 'perplexity'; pretraining has mlm_log"),
         ({"text": {"vocabulary": "OTHER"}}, "examples: made with another vocabulary than"),
     ],

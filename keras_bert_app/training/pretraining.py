@@ -107,6 +107,11 @@ def pretrain(config: Config, workdir: Path) -> State:
             f"config.task.name is {config.task.name}; `run.py pretrain` takes {PretrainingTask.name}, "
             "such as configs/pretrain_small.py"
         )
+    if config.train.jit and config.masking.max_predictions is None:
+        raise UserError(
+            "config.train.jit compiles anew for each number of hidden tokens; set "
+            "config.masking.max_predictions, such as 20 for 128 tokens"
+        )
     strategy = assembly.start(config)
     train = [load_examples(folder, TRAIN) for folder in phase_folders(config)]
     evaluation = load_examples(phase_folders(config)[-1], HELD_OUT)
