@@ -68,17 +68,13 @@ class Trainer:
         predict = make_predict_step(*arguments, self.prepare)
         started = time.monotonic() - state.seconds
         writer = tf.summary.create_file_writer(str(self.workdir / "summaries")) if self._is_chief else None
+        total = None if plan.has_budget else int(plan.total)
+        share = plan.done(state) / plan.total
         with (
             _one_line_for_lost_workers(self.strategy, state),
             StopRequests() as requests,
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
-            Progress(
-                "train",
-                None if plan.has_budget else int(plan.total),
-                state.step,
-                self.train.peak_flops,
-                plan.done(state) / plan.total,
-            ) as progress,
+            Progress("train", total, state.step, self.train.peak_flops, share) as progress,
         ):
             while not (plan.is_over(state) or state.stopped_early):
                 plan.enter_phase(state)
@@ -92,33 +88,39 @@ class Trainer:
                 )
                 scalars = self._update(step, state, batch, controls)
                 stopping = scalars.pop("stop") > 0
-                seconds = scalars.pop("seconds")
-                done_before = plan.done(state)
+                seconds, done_before = scalars.pop("seconds"), plan.done(state)
                 state.step += 1
                 state.seconds = seconds if plan.has_budget else 0.0
                 heartbeat.beat()
-                lengths = text_lengths(batch)
-                progress.advance(
-                    len(batches.rows(place)),
-                    {name: value for name, value in scalars.items() if _is_shown(name)},
-                    tokens=int(lengths.sum()),
-                    slots=int(tf.size(batch[features.PADDING_MASK])),
-                    flops=self.flops(lengths),
-                    share=plan.done(state) / plan.total,
-                )
+                self._show(progress, batch, scalars, plan.done(state) / plan.total)
                 if _point(plan.total, done_before) != _point(plan.total, plan.done(state)):
                     self._record(state, writer, scalars | {"learning_rate": controls.learning_rate})
                     self._summarise(state, writer, progress.rates())
                 with progress.pause():
-                    evaluation_is_due = plan.evaluation_is_due(state)
-                    if evaluation_is_due:
-                        self._evaluate(state, writer, predict, evaluation)
                     every = self.train.checkpoint_every
-                    if evaluation_is_due or stopping or (every and state.step % every == 0):
+                    due = stopping or (every and state.step % every == 0)
+                    if plan.evaluation_is_due(state):
+                        self._evaluate(state, writer, predict, evaluation)
+                        due = True
+                    if due:
                         self._save(state)
                 if stopping and not plan.is_over(state):
                     raise Stopped(requests.signal, state.step)
         return state
+
+    def _show(
+        self, progress: Progress, batch: Mapping[str, tf.Tensor], scalars: Mapping[str, float], share: float
+    ) -> None:
+        lengths = text_lengths(batch)
+        num_rows, num_columns = batch[features.PADDING_MASK].shape  # [B, S]
+        progress.advance(
+            num_rows,
+            {name: value for name, value in scalars.items() if name == "loss" or name.endswith("_accuracy")},
+            tokens=int(lengths.sum()),
+            slots=num_rows * num_columns,
+            flops=self.flops(lengths),
+            share=share,
+        )
 
     @property
     def _is_chief(self) -> bool:
@@ -249,11 +251,6 @@ def _one_line_for_lost_workers(strategy: tf.distribute.Strategy, state: State) -
             raise
         reason = (error.message or str(error)).strip().splitlines()[0]
         raise SystemExit(f"this worker or another one failed at step {state.step}: {reason}") from error
-
-
-def _is_shown(name: str) -> bool:
-    """Whether progress shows a scalar."""
-    return name == "loss" or name.endswith("_accuracy")
 
 
 def _point(total: float, done: float) -> int:

@@ -54,33 +54,8 @@ def make_train_step(
         prepare: called as prepare(batch, seed: int64 [2]) with the global batch before it is divided, so that
             what it draws depends on the step and a row's place alone, however many replicas there are.
     """
-    variables = model.trainable_variables
-    wide = variables[0].dtype  # float64 where the policy is
-
-    def part_gradients(batch, totals, number, place, loss_scale):
-        """Gradients of the scaled loss of some rows, and their shares of the global means."""
-        weights = task.weights(batch)
-
-        def shares_of_means(columns):
-            return {
-                name: tf.math.divide_no_nan(
-                    tf.reduce_sum(values * tf.cast(weights[name], values.dtype)),
-                    tf.cast(totals[name], values.dtype),
-                )
-                for name, values in columns.items()
-            }
-
-        with tf.GradientTape() as tape, dropout_seeds(model, seed, number, place):
-            outputs = model(inputs_of(model, batch), training=True)
-            sums = shares_of_means(task.losses(outputs, batch))
-            loss = tf.add_n(list(sums.values()))
-            scaled = loss * tf.cast(loss_scale, loss.dtype)
-        sums |= shares_of_means(task.measures(outputs, batch)) | {"loss": loss}
-        gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        return [tf.convert_to_tensor(gradient) for gradient in gradients], sums
-
-    if train.jit:
-        part_gradients = tf.function(part_gradients, jit_compile=True, autograph=False)
+    part_gradients = _make_part_gradients(model, task, train, seed)
+    wide = model.trainable_variables[0].dtype  # float64 where the policy is
 
     def gradients_on_replica(number, batch, controls):
         replica = tf.distribute.get_replica_context()
@@ -140,6 +115,39 @@ def make_train_step(
         return scalars | {"finite": finite}
 
     return step
+
+
+def _make_part_gradients(
+    model: keras.Model, task: Any, train: TrainConfig, seed: int
+) -> Callable[..., tuple]:
+    """-> part_gradients(rows, totals, number, place, loss_scale), for one part of a replica's rows.
+
+    It gives the gradients of the scaled loss, and the rows' shares of the global means of losses and
+    measures, of which `totals` are the sums of weights.
+    """
+
+    def part_gradients(batch, totals, number, place, loss_scale):
+        weights = task.weights(batch)
+
+        def shares_of_means(columns):
+            return {
+                name: tf.math.divide_no_nan(
+                    tf.reduce_sum(values * tf.cast(weights[name], values.dtype)),
+                    tf.cast(totals[name], values.dtype),
+                )
+                for name, values in columns.items()
+            }
+
+        with tf.GradientTape() as tape, dropout_seeds(model, seed, number, place):
+            outputs = model(inputs_of(model, batch), training=True)
+            sums = shares_of_means(task.losses(outputs, batch))
+            loss = tf.add_n(list(sums.values()))
+            scaled = loss * tf.cast(loss_scale, loss.dtype)
+        sums |= shares_of_means(task.measures(outputs, batch)) | {"loss": loss}
+        gradients = tape.gradient(scaled, [variable.value for variable in model.trainable_variables])
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], sums
+
+    return tf.function(part_gradients, jit_compile=True, autograph=False) if train.jit else part_gradients
 
 
 def make_predict_step(
