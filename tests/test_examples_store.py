@@ -55,6 +55,28 @@ def test_stock_tensorflow_reads_the_same(tmp_path):
     examples.verify()
 
 
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example([101, 0, 127, 128, 16383, 16384, 2**21, 2**31 - 1], bytes(4) + b"\1" * 4, 1),
+        Example(list(range(300)), [0] * 300, 0),
+        Example([5] * 700, bytes(700), sequence_ids=[number // 3 + 1 for number in range(700)]),
+        Example([5], [0]),
+    ],
+    ids=["pair", "long pair", "packed", "one token"],
+)
+def test_records_are_what_tensorflow_would_write(tmp_path, example):
+    write_records(tmp_path / "a.tfrecord", [example, example])
+    wanted = tf.train.Example()
+    for name in ("token_ids", "segment_ids", "sequence_ids"):
+        if len(getattr(example, name)):
+            wanted.features.feature[name].int64_list.value.extend(getattr(example, name))
+    if example.label >= 0:
+        wanted.features.feature["next_sentence_label"].int64_list.value.append(example.label)
+    records = list(tf.data.TFRecordDataset(str(tmp_path / "a.tfrecord")).as_numpy_iterator())
+    assert records == [wanted.SerializeToString(deterministic=True)] * 2
+
+
 def test_a_batch_is_padded_to_its_longest_example(tmp_path):
     batch = store(tmp_path).batch(np.array([0, 6]))
     assert batch[features.TOKEN_IDS].numpy().tolist() == [example(0)[0] + [9] * 6, example(6)[0]]

@@ -31,11 +31,10 @@ class ExampleMaker:
     def example(self, first: np.ndarray, second: np.ndarray, label: int) -> Example:
         """Token ids of the spans -> the example; there is a second span unless the label is negative."""
         token_ids = self._classify + first.tolist() + self._separate
-        segment_ids = [0] * len(token_ids)
+        num_first = len(token_ids)
         if label >= 0:
             token_ids += second.tolist() + self._separate
-            segment_ids += [1] * (len(token_ids) - len(segment_ids))
-        return Example(token_ids, segment_ids, label)
+        return Example(token_ids, b"\0" * num_first + b"\1" * (len(token_ids) - num_first), label)
 
     def packed(self, documents: Iterable[np.ndarray], max_length: int) -> Iterator[Example]:
         """Token ids of documents -> rows of several texts."""
@@ -44,7 +43,7 @@ class ExampleMaker:
             for number, text in enumerate(row, start=1):
                 token_ids += self._classify + text.tolist() + self._separate
                 sequence_ids += [number] * (len(text) + 2)
-            yield Example(token_ids, [0] * len(token_ids), sequence_ids=sequence_ids)
+            yield Example(token_ids, bytes(len(token_ids)), sequence_ids=sequence_ids)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ An example is first planned, from its own document alone, then completed with wh
 Both are functions of their arguments, so that any engine, in any order, makes the same examples.
 """
 
+import bisect
 import hashlib
 import itertools
 import struct
@@ -193,10 +194,7 @@ def _target(room: int, short_fraction: float, to_be_short: int, for_length: int)
 
 def _end(bounds: Sequence[int], start: int, target: int) -> int:
     """The first sentence after those from `start` that together reach `target` tokens, or the last's end."""
-    end, last = start + 1, len(bounds) - 1
-    while end < last and bounds[end] - bounds[start] < target:
-        end += 1
-    return end
+    return bisect.bisect_left(bounds, bounds[start] + target, start + 1, len(bounds) - 1)
 
 
 def _cuts(length: int, other: int, excess: int) -> tuple[int, int]:
