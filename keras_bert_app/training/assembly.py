@@ -247,6 +247,8 @@ def write_provenance(workdir: Path, config: Config, pretrained: Pretrained | Non
         source = getattr(config.data, name)
         package = sources.PACKAGES.get(source)
         data[name] = {"package": package.requirement, "license": package.license} if package else source
+    if config.phases:
+        data["phases"] = [phase.train or config.data.train for phase in config.phases]
     entry = folders.provenance() | {
         "seed": config.seed,
         "weights": dict(pretrained.provenance) if pretrained else None,
