@@ -1,6 +1,7 @@
 """Steps, evaluation, checkpoints, summaries, progress, stopping: the one loop that trains every task."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from keras_bert_app.data.batches import Examples, evaluation_order
 from keras_bert_app.errors import Stopped, UserError
 from keras_bert_app.model.flops import text_lengths
 from keras_bert_app.training import checkpoints, heartbeat
-from keras_bert_app.training.plan import Plan, State, to_json
+from keras_bert_app.training.plan import Plan, State
 from keras_bert_app.training.progress import Progress, say
 from keras_bert_app.training.step import (
     Controls,
@@ -224,7 +225,7 @@ class Trainer:
         if not self._is_chief:
             return
         with self.strategy.scope():
-            checkpoints.save(self.workdir, state.step, self.model, self.optimizer, to_json(state))
+            checkpoints.save(self.workdir, state.step, self.model, self.optimizer, dataclasses.asdict(state))
         newest = checkpoints.steps(self.workdir)[-self.train.keep_checkpoints :]
         checkpoints.prune(self.workdir, {*newest, state.best_step})
 

@@ -1,6 +1,5 @@
 """What a run is made of: which batch each update takes, how far the run is, when it is over."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -89,13 +88,3 @@ class Plan:
     def _steps(self, phase: tuple[float, Batches]) -> int:
         share, batches = phase
         return max(1, round(share * self.train.epochs * batches.steps_per_epoch))
-
-
-def state_from(values: dict) -> State:
-    """A state from what JSON kept of it; what an older version didn't know has its default."""
-    return State(**values)
-
-
-def to_json(state: State) -> dict:
-    """A state as plain values."""
-    return dataclasses.asdict(state)
