@@ -1,6 +1,7 @@
 """Corpora -> documents -> sentences: a stream, never a corpus in memory."""
 
 import glob
+import itertools
 import json
 import re
 from collections import Counter
@@ -126,20 +127,15 @@ def split_sentences(document: str, rule: str = "split") -> list[str]:
 
 
 def _split_block(block: str) -> Iterator[str]:
-    start = 0
-    if block.isascii():
-        for end in _ASCII_SENTENCE_END.finditer(block):
-            yield block[start : end.end()]
-            start = end.end()
-        yield block[start:]
-        return
+    ends = _ASCII_SENTENCE_END.finditer(block) if block.isascii() else _sentence_ends(block)
+    places = [0, *[end.end() for end in ends], len(block)]
+    return (block[start:end] for start, end in itertools.pairwise(places))
+
+
+def _sentence_ends(block: str) -> Iterator[re.Match]:
     for end in _SENTENCE_END.finditer(block):
-        after = end.end()
-        if block[after : after + 1].islower() or _is_initial(block, end.start()):
-            continue
-        yield block[start:after]
-        start = after
-    yield block[start:]
+        if not (block[end.end() : end.end() + 1].islower() or _is_initial(block, end.start())):
+            yield end
 
 
 def _is_initial(block: str, stop: int) -> bool:

@@ -54,8 +54,9 @@ def prepare_examples(
     after an interruption. The result doesn't depend on num_workers. on_progress takes the stage, and what is
     done and to be done of it, in bytes, documents or files; 0 where the total is unknown.
 
-    Held in memory: a chunk of 4 MiB of text for each worker, twice, some 100 bytes a document, and
-    options.memory_bytes at most while fingerprints are compared, which themselves are on disk.
+    Held in memory: for each worker a chunk of 4 MiB of text, twice, or the tokens of one file of examples,
+    some 16 MiB; some 100 bytes a document; options.memory_bytes at most while fingerprints are compared,
+    which themselves are on disk.
 
     Returns:
         The manifest.
