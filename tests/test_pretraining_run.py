@@ -111,7 +111,8 @@ def test_the_three_verbs_end_with_an_encoder_that_has_learned(folder):
     assert {"mlm_accuracy", "nsp_loss", "nsp_accuracy"} < metrics.keys()
     # What one could say without looking: a seventh of the tokens are full stops, the others equally likely.
     unigram_entropy = np.log(7) / 7 + np.log(len(WORDS) * 7 / 6) * 6 / 7
-    assert metrics["unigram_entropy"] == pytest.approx(unigram_entropy, rel=0.02)
+    # The few tokens held out aren't as even as that.
+    assert unigram_entropy - 0.15 < metrics["unigram_entropy"] <= unigram_entropy
     assert metrics["mlm_loss"] < unigram_entropy - 0.8
     keras.saving.load_model(folder / "run" / "model.keras")
 
@@ -288,7 +289,7 @@ def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, c
         ({"prepare": {"objective": "sop"}}, "made with objective nsp, but config.prepare.objective is sop"),
         ({"task": {"name": "classification"}}, "config.task.name is classification; `run.py pretrain` takes"),
         ({"train": {"jit": True}}, "config.train.jit compiles anew for each number of hidden tokens; set "),
-        ({"prepare": {"pack": True}}, "examples: made with pack False, but config.prepare.pack is True"),
+        ({"prepare": {"pack": True}}, "packed into a row only where the pair objective is none; it is nsp"),
         ({"train": {"metric": "perplexity"}}, "config.train.metric is 'perplexity'; pretraining has mlm_log"),
         ({"text": {"vocabulary": "OTHER"}}, "examples: made with another vocabulary than"),
     ],

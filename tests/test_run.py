@@ -70,7 +70,7 @@ def test_none_takes_a_value_back(config_of):
         ([SENTIMENT, "surplus"], "finetune takes no 'surplus'; flags are written --name=value"),
         (
             ["--config=configs/sentimnet.py"],
-            "no such file; there is configs/classification.py, configs/pretrain_demo.py, ",
+            "no such file; there is configs/classification.py, configs/pretrain_",
         ),
         (["--config.train.epochs=3"], "finetune needs --config=FILE before --config.KEY=VALUE"),
         ([], "finetune needs --config; see run.py finetune --help"),
