@@ -256,10 +256,11 @@ def test_a_classifier_starts_from_the_encoder(folder, tmp_path, capsys):
         np.testing.assert_array_equal(weight.numpy(), saved[weight.path], err_msg=weight.path)
 
 
-def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, capsys):
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, capsys, pack):
     config = read_config(
         folder / "config.py",
-        prepare={"objective": "none"},
+        prepare={"objective": "none", "pack": pack},
         data={"train": str(tmp_path / "examples")},
         train={"epochs": 1},
     )
