@@ -34,10 +34,6 @@ from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
 from keras_bert_app.training import finetuning
 
-FOLDER = flags.DEFINE_string("folder", None, "where everything is kept")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds of fresh weights, order and dropout")
-STARTS = flags.DEFINE_list("starts", ["random", "pretrained"], "what to fine-tune from")
-
 ROOT = Path(__file__).resolve().parent.parent
 # What config.data says of each set; paths are below the folder.
 DATA = {
@@ -227,18 +223,20 @@ def write_json(path: Path, value) -> None:
 
 def main(_) -> None:
     """Do what the folder doesn't have yet, then sum it up."""
-    folder = Path(FOLDER.value).absolute()
+    folder = Path(flags.FLAGS.folder).absolute()
     corpora.write_documents(folder / "documents", folder / "packages")
     corpora.write_newsgroups(folder / "newsgroups", folder / "packages", NUM_NEWSGROUPS)
     corpora.write_spam(folder / "spam", folder / "packages")
     pretrain(folder)
     pretraining, runs = measure_pretraining(folder), folder / "finetuning.jsonl"
-    add_runs(runs, folder, STARTS.value, [int(seed) for seed in SEEDS.value])
+    add_runs(runs, folder, flags.FLAGS.starts, [int(seed) for seed in flags.FLAGS.seeds])
     summary = summarise(read_lines(runs))
     write_json(folder / "results.json", {"pretraining": pretraining, "fine_tuning": summary})
     print(report(pretraining, summary))
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("folder")
+    flags.DEFINE_string("folder", None, "where everything is kept", required=True)
+    flags.DEFINE_list("starts", ["random", "pretrained"], "what to fine-tune from")
+    flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds of fresh weights, order and dropout")
     app.run(main)
