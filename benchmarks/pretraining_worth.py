@@ -37,9 +37,9 @@ from keras_bert_app.training import finetuning
 ROOT = Path(__file__).resolve().parent.parent
 # What config.data says of each set; paths are below the folder.
 DATA = {
-    "reviews": {"train": "reviews"},
     "newsgroups": {"train": "newsgroups/train.csv", "test": "newsgroups/test.csv"},
     "spam": {"train": "spam/mails.csv", "test_fraction": 0.5},
+    "reviews": {"train": "reviews"},
 }
 NUM_NEWSGROUPS = 3000
 LEARNING_RATES = (3e-4, 1e-3)
@@ -142,10 +142,9 @@ def add_runs(path: Path, folder: Path, starts: Sequence[str], seeds: Sequence[in
     for data in DATA:
         for rate in LEARNING_RATES:
             add(data=data, start="random", seed=TRIAL_SEED, learning_rate=rate)
-    for seed in seeds:
-        for data in DATA:
+        rate = chosen_rate(read_lines(path), data)
+        for seed in seeds:
             for start in starts:
-                rate = chosen_rate(read_lines(path), data)
                 add(data=data, start=start, seed=seed, learning_rate=rate)
 
 
@@ -162,7 +161,7 @@ def summarise(runs: Sequence[Mapping]) -> dict[str, dict]:
     """
     summary = {}
     for data in DATA:
-        result = {"learning_rate": chosen_rate(runs, data)}
+        result = {}
         for start in ("random", "pretrained"):
             seeds = {
                 run["seed"]: run["test_accuracy"]
@@ -175,6 +174,7 @@ def summarise(runs: Sequence[Mapping]) -> dict[str, dict]:
                 result[start] = {"accuracies": values, "mean": statistics.mean(values), "error": error}
         if "random" in result and "pretrained" in result:
             random, pretrained = result["random"], result["pretrained"]
+            result["learning_rate"] = chosen_rate(runs, data)
             result["difference"] = pretrained["mean"] - random["mean"]
             result["difference_error"] = math.hypot(random["error"], pretrained["error"])
             summary[data] = result
