@@ -18,13 +18,14 @@ def get_config():
     config.prepare.held_out = 0.05
     config.prepare.short_fraction = 0.0
     config.encoder.update(SIZES["mini"])
+    config.encoder.num_layers = 2
     config.encoder.pooling = "mean"
     config.encoder.initializer_range = 0.05
     config.encoder.dropout = 0.0
     config.encoder.attention_dropout = 0.0
-    config.masking.rate = 0.15
+    config.masking.rate = 0.4
     config.train.batch_size = 32
-    config.train.epochs = 4
+    config.train.epochs = 5
     config.train.learning_rate = 1e-3
     config.train.precision = "mixed_bfloat16"
     return config
