@@ -5,18 +5,19 @@ import tensorflow as tf
 
 from keras_bert_app import features
 from keras_bert_app.data.examples_store import ExampleStore
+from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.training.loop import predict_examples
 from keras_bert_app.training.step import make_predict_step
 
 
-class HiddenTokens:
-    """In the place of a model and its task: counts what evaluation hides."""
+class HiddenTokens(PretrainingTask):
+    """Counts what evaluation hides of rows without pairs; it is in the place of a model too."""
 
     input = ()
-    targets_dtypes = {features.WEIGHT: "float32"}
 
     def __init__(self, vocabulary_size: int):
+        super().__init__("none")
         self.vocabulary_size = vocabulary_size
 
     def __call__(self, inputs, training):
