@@ -8,6 +8,7 @@ of the same network, with the same settings, seed by seed, on three sets. What i
 and isn't repeated. Ends with a table and, in the folder, results.json.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -26,10 +27,10 @@ from benchmarks import corpora
 from benchmarks.unigrams import count_hidden_tokens, count_tokens, cross_entropy
 from configs import pretrain_cpu
 from keras_bert_app import config as configuration
-from keras_bert_app import evaluation
+from keras_bert_app import evaluation, features
 from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pretraining import HELD_OUT, TRAIN
-from keras_bert_app.files import atomic_file
+from keras_bert_app.files import atomic_directory, atomic_file
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
 from keras_bert_app.training import finetuning
@@ -41,7 +42,8 @@ DATA = {
     "spam": {"train": "spam/mails.csv", "test_fraction": 0.5},
     "reviews": {"train": "reviews"},
 }
-NUM_NEWSGROUPS = 3000
+SPLITS = ("train", "evaluation", "test")
+NUM_TRAIN, NUM_NEWSGROUPS = 1000, 3000
 LEARNING_RATES = (3e-4, 1e-3)
 TRIAL_SEED = 100
 
@@ -96,12 +98,31 @@ def measure_pretraining(folder: Path) -> dict[str, float]:
     }
 
 
+def write_splits(folder: Path, data: str) -> None:
+    """Split a set as fine-tuning does, keep NUM_TRAIN training texts, those of the lowest SHA-256."""
+    if (folder / "labelled" / data).exists():
+        return
+    config = configuration.default()
+    for key, value in DATA[data].items():
+        config.data[key] = str(folder / value) if str(value).endswith(".csv") else value
+    splits = finetuning.load_splits(configuration.freeze(config))
+    with atomic_directory(folder / "labelled" / data) as temporary:
+        for split in SPLITS:
+            rows = [
+                (record.values[features.LABEL], record.values[features.TEXT])
+                for record in getattr(splits, split)
+            ]
+            if split == "train":
+                rows = sorted(rows, key=lambda row: hashlib.sha256(row[1].encode()).hexdigest())[:NUM_TRAIN]
+            corpora.write_table(temporary / f"{split}.csv", rows)
+
+
 def fine_tuning_config(folder: Path, data: str, start: str, seed: int, learning_rate: float):
     """The settings of one fine-tuning; the two starts differ in nothing but their weights."""
     config = configuration.default()
     config.seed = seed
-    for key, value in DATA[data].items():
-        config.data[key] = str(folder / value) if str(value).endswith(".csv") else value
+    for split in SPLITS:
+        config.data[split] = str(folder / "labelled" / data / f"{split}.csv")
     if start == "pretrained":
         config.init = str(folder / "pretrained")
     else:
@@ -111,7 +132,7 @@ def fine_tuning_config(folder: Path, data: str, start: str, seed: int, learning_
     config.encoder.dropout = config.encoder.attention_dropout = 0.1
     config.train.precision = "mixed_bfloat16"
     config.train.batch_size = 32
-    config.train.epochs = 3
+    config.train.epochs = 10
     config.train.learning_rate = learning_rate
     return configuration.freeze(config)
 
@@ -140,6 +161,7 @@ def add_runs(path: Path, folder: Path, starts: Sequence[str], seeds: Sequence[in
                 file.write(json.dumps(done) + "\n")
 
     for data in DATA:
+        write_splits(folder, data)
         for rate in LEARNING_RATES:
             add(data=data, start="random", seed=TRIAL_SEED, learning_rate=rate)
         rate = chosen_rate(read_lines(path), data)

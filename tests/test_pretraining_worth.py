@@ -5,10 +5,12 @@ import json
 
 import pytest
 
-from benchmarks import pretraining_worth
+from benchmarks import corpora, pretraining_worth
 from benchmarks.pretraining_worth import DATA, LEARNING_RATES, TRIAL_SEED
 from configs import pretrain_cpu
 from keras_bert_app import config as configuration
+from keras_bert_app.data.readers import read_records
+from keras_bert_app.training import finetuning
 
 
 def runs_of(data, start, accuracies, **changes):
@@ -52,6 +54,32 @@ def test_the_two_starts_differ_in_nothing_but_their_weights(tmp_path, data):
     assert encoders[0].dropout == 0.1
 
 
+def test_of_a_set_few_texts_are_trained_on_and_all_others_kept_apart(tmp_path, monkeypatch):
+    rows = [(f"label{number % 2}", f"text {number}") for number in range(200)]
+    corpora.write_table(tmp_path / "mails.csv", rows)
+    monkeypatch.setitem(DATA, "mails", {"train": "mails.csv", "test_fraction": 0.5})
+    monkeypatch.setattr(pretraining_worth, "NUM_TRAIN", 20)
+    pretraining_worth.write_splits(tmp_path, "mails")
+    config = pretraining_worth.fine_tuning_config(tmp_path, "mails", "random", 0, 1e-3)
+    columns = {"text": "text", "label": "label"}
+    texts = {
+        split: [record.values["text"] for record in read_records(path, columns)[0]]
+        for split, path in (
+            ("train", config.data.train),
+            ("evaluation", config.data.evaluation),
+            ("test", config.data.test),
+        )
+    }
+    assert len(texts["train"]) == 20
+    assert 70 < len(texts["test"]) < 130
+    together = sum(texts.values(), [])
+    assert len(together) == len(set(together)) < 200
+    loaded = finetuning.load_splits(config)
+    assert [len(part) for part in (loaded.train, loaded.evaluation, loaded.test)] == [
+        len(part) for part in texts.values()
+    ]
+
+
 def test_means_and_how_far_they_are_apart():
     data = next(iter(DATA))
     runs = [
@@ -90,6 +118,7 @@ def test_what_is_done_is_not_repeated(tmp_path, monkeypatch):
         return {"evaluation_accuracy": 0.5 + better / 4, "test_accuracy": 0.5}
 
     monkeypatch.setattr(pretraining_worth, "fine_tune", fine_tune)
+    monkeypatch.setattr(pretraining_worth, "write_splits", lambda folder, data: None)
     path = tmp_path / "runs.jsonl"
     pretraining_worth.add_runs(path, tmp_path, ["random"], [0])
     assert len(done) == len(set(done)) == len(DATA) * (len(LEARNING_RATES) + 1)
