@@ -7,9 +7,9 @@
         --config.train.learning_rate=3e-4
 
 `python -m benchmarks.pretraining_worth --folder=worth` fetches the documents and does all this. On 2 cores of
-a server processor with AVX512 and bfloat16 instructions, shared with other work, pretraining took 25.0 min of
-processor time, evaluation included, and 24.6 min by the clock. MLM loss on documents held out 4.23 nats, where
-the hidden tokens' own frequencies leave 6.64. What it is worth to classifiers: docs/measurements.md.
+a server processor with AVX512 and bfloat16 instructions, shared with other work, pretraining took 25 minutes
+of processor time, with evaluation. MLM loss on documents held out: 4.23 nats, where the hidden tokens' own
+frequencies leave 6.64. What it is worth to classifiers is in docs/measurements.md.
 """
 
 from configs.sizes import SIZES
