@@ -4,11 +4,12 @@
 
 Fetches the corpora (corpora.py; needs npm and pip), pretrains configs/pretrain_cpu.py by run.py's own verbs,
 compares the loss with the entropy of the hidden tokens, and fine-tunes from that run and from fresh weights
-of the same network, with the same settings, seed by seed, on three sets. What is finished stays in the folder
-and isn't repeated. Ends with a table and, in the folder, results.json.
+of the same network, with the same settings, seed by seed, on few and on all texts of three sets. What is
+finished stays in the folder and isn't repeated. Ends with a table and, in the folder, results.json.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from keras_bert_app import config as configuration
 from keras_bert_app import evaluation, features
 from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pretraining import HELD_OUT, TRAIN
+from keras_bert_app.data.readers import Record
 from keras_bert_app.files import atomic_directory, atomic_file
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -43,7 +45,9 @@ DATA = {
     "reviews": {"train": "reviews"},
 }
 SPLITS = ("train", "evaluation", "test")
-NUM_TRAIN, NUM_NEWSGROUPS = 1000, 3000
+NUM_NEWSGROUPS = 3000
+# How many training texts, those of the lowest SHA-256, and for how many epochs.
+SIZES = {"1000": (1000, 10), "all": (None, 3)}
 LEARNING_RATES = (3e-4, 1e-3)
 TRIAL_SEED = 100
 
@@ -99,30 +103,36 @@ def measure_pretraining(folder: Path) -> dict[str, float]:
 
 
 def write_splits(folder: Path, data: str) -> None:
-    """Split a set as fine-tuning does, keep NUM_TRAIN training texts, those of the lowest SHA-256."""
+    """Split a set as fine-tuning does, and write the parts, the training texts in each of SIZES."""
     if (folder / "labelled" / data).exists():
         return
     config = configuration.default()
     for key, value in DATA[data].items():
         config.data[key] = str(folder / value) if str(value).endswith(".csv") else value
     splits = finetuning.load_splits(configuration.freeze(config))
+    ordered = sorted(splits.train, key=_text_hash)
+    parts = {
+        f"train-{size}": ordered[:count] if count else splits.train for size, (count, _) in SIZES.items()
+    }
+    parts |= {"evaluation": splits.evaluation, "test": splits.test}
     with atomic_directory(folder / "labelled" / data) as temporary:
-        for split in SPLITS:
-            rows = [
-                (record.values[features.LABEL], record.values[features.TEXT])
-                for record in getattr(splits, split)
-            ]
-            if split == "train":
-                rows = sorted(rows, key=lambda row: hashlib.sha256(row[1].encode()).hexdigest())[:NUM_TRAIN]
-            corpora.write_table(temporary / f"{split}.csv", rows)
+        for name, records in parts.items():
+            rows = ((record.values[features.LABEL], record.values[features.TEXT]) for record in records)
+            corpora.write_table(temporary / f"{name}.csv", rows)
 
 
-def fine_tuning_config(folder: Path, data: str, start: str, seed: int, learning_rate: float):
+def _text_hash(record: Record) -> str:
+    return hashlib.sha256(record.values[features.TEXT].encode()).hexdigest()
+
+
+def fine_tuning_config(folder: Path, data: str, size: str, start: str, seed: int, learning_rate: float):
     """The settings of one fine-tuning; the two starts differ in nothing but their weights."""
     config = configuration.default()
     config.seed = seed
-    for split in SPLITS:
-        config.data[split] = str(folder / "labelled" / data / f"{split}.csv")
+    labelled = folder / "labelled" / data
+    config.data.train = str(labelled / f"train-{size}.csv")
+    config.data.evaluation = str(labelled / "evaluation.csv")
+    config.data.test = str(labelled / "test.csv")
     if start == "pretrained":
         config.init = str(folder / "pretrained")
     else:
@@ -132,7 +142,7 @@ def fine_tuning_config(folder: Path, data: str, start: str, seed: int, learning_
     config.encoder.dropout = config.encoder.attention_dropout = 0.1
     config.train.precision = "mixed_bfloat16"
     config.train.batch_size = 32
-    config.train.epochs = 10
+    config.train.epochs = SIZES[size][1]
     config.train.learning_rate = learning_rate
     return configuration.freeze(config)
 
@@ -150,8 +160,8 @@ def fine_tune(config: configuration.Config) -> dict[str, float]:
 def add_runs(path: Path, folder: Path, starts: Sequence[str], seeds: Sequence[int]) -> None:
     """Do the fine-tunings that the file at `path` doesn't have, and append a line of JSON for each.
 
-    First each rate is tried on each set, from random weights, with a seed of its own; the one of the best
-    evaluation accuracy is then taken for both starts.
+    First each rate is tried on each set and size, from random weights, with a seed of its own; the one of the
+    best evaluation accuracy is then taken for both starts.
     """
 
     def add(**run):
@@ -160,35 +170,35 @@ def add_runs(path: Path, folder: Path, starts: Sequence[str], seeds: Sequence[in
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(done) + "\n")
 
-    for data in DATA:
+    for data, size in itertools.product(DATA, SIZES):
         write_splits(folder, data)
         for rate in LEARNING_RATES:
-            add(data=data, start="random", seed=TRIAL_SEED, learning_rate=rate)
-        rate = chosen_rate(read_lines(path), data)
-        for seed in seeds:
-            for start in starts:
-                add(data=data, start=start, seed=seed, learning_rate=rate)
+            add(data=data, size=size, start="random", seed=TRIAL_SEED, learning_rate=rate)
+        rate = chosen_rate(read_lines(path), data, size)
+        for seed, start in itertools.product(seeds, starts):
+            add(data=data, size=size, start=start, seed=seed, learning_rate=rate)
 
 
-def chosen_rate(runs: Sequence[Mapping], data: str) -> float:
+def chosen_rate(runs: Sequence[Mapping], data: str, size: str) -> float:
     """The learning rate of the best evaluation accuracy in the trials from random weights."""
-    trials = [run for run in runs if run["data"] == data and run["seed"] == TRIAL_SEED]
+    trials = [run for run in runs if (run["data"], run["size"], run["seed"]) == (data, size, TRIAL_SEED)]
     return max(trials, key=lambda run: run["evaluation_accuracy"])["learning_rate"]
 
 
-def summarise(runs: Sequence[Mapping]) -> dict[str, dict]:
-    """For each set of which both starts have two runs: accuracies by seed, means, and how far they are apart.
+def summarise(runs: Sequence[Mapping]) -> list[dict]:
+    """For each set and size of which both starts have two runs: accuracies by seed, means, their difference.
 
     The starts are taken as independent: the squares of their standard errors add up to the difference's.
     """
-    summary = {}
-    for data in DATA:
-        result = {}
+    summary = []
+    for data, size in itertools.product(DATA, SIZES):
+        result = {"data": data, "size": size}
         for start in ("random", "pretrained"):
             seeds = {
                 run["seed"]: run["test_accuracy"]
                 for run in runs
-                if (run["data"], run["start"]) == (data, start) and run["seed"] != TRIAL_SEED
+                if (run["data"], run["size"], run["start"]) == (data, size, start)
+                and run["seed"] != TRIAL_SEED
             }
             values = [seeds[seed] for seed in sorted(seeds)]
             if len(values) > 1:
@@ -196,14 +206,14 @@ def summarise(runs: Sequence[Mapping]) -> dict[str, dict]:
                 result[start] = {"accuracies": values, "mean": statistics.mean(values), "error": error}
         if "random" in result and "pretrained" in result:
             random, pretrained = result["random"], result["pretrained"]
-            result["learning_rate"] = chosen_rate(runs, data)
+            result["learning_rate"] = chosen_rate(runs, data, size)
             result["difference"] = pretrained["mean"] - random["mean"]
             result["difference_error"] = math.hypot(random["error"], pretrained["error"])
-            summary[data] = result
+            summary.append(result)
     return summary
 
 
-def report(pretraining: Mapping[str, float], summary: Mapping[str, Mapping]) -> str:
+def report(pretraining: Mapping[str, float], summary: Sequence[Mapping]) -> str:
     """Both results, as Markdown."""
     minutes = {name: pretraining[f"{name}_seconds"] / 60 for name in ("cpu", "wall")}
     lines = [
@@ -213,17 +223,17 @@ def report(pretraining: Mapping[str, float], summary: Mapping[str, Mapping]) -> 
         f"{pretraining['unigram_entropy']:.3f} (by training frequencies "
         f"{pretraining['training_unigram_cross_entropy']:.3f})",
         "",
-        "| set | start | test accuracy by seed | mean | standard error |",
-        "|---|---|---|---|---|",
+        "| set | texts | start | test accuracy by seed | mean | standard error |",
+        "|---|---|---|---|---|---|",
     ]
-    for data, result in summary.items():
+    for result in summary:
         for start in ("random", "pretrained"):
             values = " ".join(f"{value:.4f}" for value in result[start]["accuracies"])
-            row = f"| {data} | {start} | {values} | {result[start]['mean']:.4f} |"
-            lines.append(f"{row} {result[start]['error']:.4f} |")
+            row = f"| {result['data']} | {result['size']} | {start} | {values} |"
+            lines.append(f"{row} {result[start]['mean']:.4f} | {result[start]['error']:.4f} |")
         away = result["difference"] / max(result["difference_error"], 1e-9)
-        row = f"| {data} | difference | {away:+.1f} standard errors | {result['difference']:+.4f} |"
-        lines.append(f"{row} {result['difference_error']:.4f} |")
+        row = f"| | | difference | {away:+.1f} standard errors |"
+        lines.append(f"{row} {result['difference']:+.4f} | {result['difference_error']:.4f} |")
     return "\n".join(lines)
 
 
