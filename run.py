@@ -8,7 +8,6 @@ import inspect
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,10 +29,15 @@ def vocab():
 
 def prepare():
     """Turn the documents of --input into examples for pretraining; goes on where one was interrupted."""
+    from keras_bert_app.data import workers
+
+    num_workers = FLAGS.num_workers or _num_cores()
+    if num_workers > 1 and not FLAGS.beam:
+        workers.start_importing("keras_bert_app.quiet_tensorflow", "keras_bert_app.data.pretraining")
+    from keras_bert_app import quiet_tensorflow  # noqa: F401
     from keras_bert_app.training import pretraining
 
     config = configuration.freeze(FLAGS.config)
-    num_workers = FLAGS.num_workers or _num_cores()
     print(pretraining.prepare(config, FLAGS.input, Path(FLAGS.output), num_workers, FLAGS.beam))
 
 
@@ -245,26 +249,9 @@ def main(arguments: list[str]) -> None:
     if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
         return print(verb_usage(verb))
     texts = parse_flags(verb, rest)
-    if function not in (query, demo, launch):
-        start_tensorflow()
+    if function not in (query, demo, launch, prepare):
+        from keras_bert_app import quiet_tensorflow  # noqa: F401
     return function(*texts)
-
-
-def start_tensorflow() -> None:
-    """Import TensorFlow without what it logs before it reads its log level; shown if the import fails."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with tempfile.TemporaryFile() as log:
-        standard_error = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-        except ImportError:
-            log.seek(0)
-            os.write(standard_error, log.read())
-            raise
-        finally:
-            os.dup2(standard_error, 2)
-            os.close(standard_error)
 
 
 def parse_flags(verb: str, arguments: list[str]) -> list[str]:

