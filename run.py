@@ -22,9 +22,11 @@ FLAGS = flags.FLAGS
 
 def vocab():
     """Learn a vocabulary from the documents of --input: text with blank lines between them, or .jsonl."""
+    from keras_bert_app.text.tokenizer import TokenizerOptions
     from keras_bert_app.training import pretraining
 
-    print(pretraining.learn(FLAGS.input, Path(FLAGS.output), FLAGS.vocab_size, FLAGS.lower_case))
+    options = TokenizerOptions(FLAGS.lower_case)
+    print(pretraining.learn(FLAGS.input, Path(FLAGS.output), FLAGS.vocab_size, options))
 
 
 def prepare():

@@ -42,12 +42,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = {
     "newsgroups": {"train": "newsgroups/train.csv", "test": "newsgroups/test.csv"},
     "r8": {"train": "r8/train.csv", "test": "r8/test.csv"},
-    "r52": {"train": "r52/train.csv", "test": "r52/test.csv"},
     "spam": {"train": "spam/mails.csv", "test_fraction": 0.5},
     "reviews": {"train": "reviews"},
 }
 SPLITS = ("train", "evaluation", "test")
-TOPICS = {"newsgroups": "20newsgroups", "r8": "reuters-r8", "r52": "reuters-r52"}
+TOPICS = {"newsgroups": "20newsgroups", "r8": "reuters-r8"}
 NUM_TOPIC_TEXTS = 3000
 # How many training texts, those of the lowest SHA-256, and for how many epochs.
 SIZES = {"1000": (1000, 10), "all": (None, 3)}

@@ -24,7 +24,14 @@ class TextConfig:
     """How text becomes ids."""
 
     vocabulary: str | None = _key(None, "path of a vocab.txt; None: the one that comes with `init`")
-    lower_case: bool | None = _key(None, "lower-case and strip accents; None: as `init` says")
+    lower_case: bool | None = _key(None, "lower-case; None: as `init` says, else True")
+    strip_accents: bool | None = _key(None, "delete accents; None: as `init` says, else as lower_case")
+    split_chinese: bool | None = _key(
+        None, "make each Chinese character a word; None: as `init` says, else True"
+    )
+    never_split: tuple[str, ...] = _key(
+        (), "pieces, such as [MASK], that a text can have literally; empty: as `init` says"
+    )
     max_length: int = _key(128, "longest sequence, special tokens included, in tokens", least=5)
 
 

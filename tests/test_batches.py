@@ -17,7 +17,7 @@ _PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
 @pytest.fixture
 def examples(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(_PIECES) + "\n")
-    packer = TextPacker(BertTokenizer(Vocabulary.load(tmp_path / "vocab.txt"), True), 12)
+    packer = TextPacker(BertTokenizer(Vocabulary.load(tmp_path / "vocab.txt")), 12)
     texts = ["a " * (1 + number % 9) for number in range(23)]
     return pack_texts(packer, [texts], {features.LABEL: np.arange(23, dtype="int32")})
 
@@ -100,7 +100,7 @@ def test_a_batch_is_as_long_as_its_longest_row(examples):
 
 def test_many_texts_are_packed_in_parts_in_their_order(examples, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_TEXTS_PACKED_AT_ONCE", 5)
-    packer = TextPacker(BertTokenizer(Vocabulary.load(tmp_path / "vocab.txt"), True), 12)
+    packer = TextPacker(BertTokenizer(Vocabulary.load(tmp_path / "vocab.txt")), 12)
     again = pack_texts(packer, [["a " * (1 + number % 9) for number in range(23)]], {})
     assert again.token_ids.to_list() == examples.token_ids.to_list()
     assert len(pack_texts(packer, [[]], {})) == 0

@@ -24,7 +24,7 @@ LABELS = ("böse", "gut", "übel")
 def packer(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     path.write_text("\n".join(TINY_PIECES.split()) + "\n", encoding="utf-8")
-    return TextPacker(BertTokenizer(Vocabulary.load(path), lower_case=True), 16)
+    return TextPacker(BertTokenizer(Vocabulary.load(path)), 16)
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def test_real_weights_find_two_sentences_as_near_as_their_model_card_does(weight
     encoder = BertEncoder(**weights.encoder, pooling="mean")
     encoder.build(None)
     pretrained.assign(encoder, weights.tensors, "minilm", optional=("pooler/",))
-    packer = TextPacker(BertTokenizer(weights.vocabulary, weights.lower_case), 128)
+    packer = TextPacker(BertTokenizer(weights.vocabulary, weights.tokenizer_options), 128)
     texts = ["A man is eating food.", "A man is eating a piece of bread."]
     one, other = numpy_outputs(encoder(packer([tf.constant(texts)])))[features.POOLED]
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(0.7553, abs=1e-4)

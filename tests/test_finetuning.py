@@ -13,6 +13,7 @@ from keras_bert_app import features
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import assembly, finetuning, workdir
 
@@ -146,7 +147,7 @@ def test_unknown_weights_are_refused_with_the_names_there_are(config):
 def _pretrained(tmp_path, lower_case=True, positions=32):
     (tmp_path / "other.txt").write_text("\n".join([*_PIECES, "more"]) + "\n")
     encoder = {"vocabulary_size": len(_PIECES) + 1, "max_positions": positions}
-    return Pretrained(encoder, Vocabulary.load(tmp_path / "other.txt"), lower_case, {})
+    return Pretrained(encoder, Vocabulary.load(tmp_path / "other.txt"), TokenizerOptions(lower_case), {})
 
 
 _RECORDS = [_record("a", "x"), _record("b", "y")]

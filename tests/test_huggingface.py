@@ -145,7 +145,7 @@ def test_settings_and_tokenizer_are_read_under_our_names(tmp_path):
         "attention_dropout": 0.3,
         "initializer_range": 0.04,
     }
-    assert weights.lower_case is False
+    assert weights.tokenizer_options.lower_case is False
     assert weights.vocabulary.pieces == VOCABULARY.pieces
     assert weights.provenance["format"] == "huggingface"
     assert len(weights.provenance["sha256"]) == 64
@@ -159,7 +159,7 @@ def test_a_file_is_loaded_as_its_folder_is(folder):
 
 def test_real_weights_are_lower_case_and_wholly_taken(minilm):
     weights = huggingface.load(minilm)
-    assert weights.lower_case is True
+    assert weights.tokenizer_options.lower_case is True
     assert set(weights.left_out) <= {"embeddings.position_ids"}
     encoder = BertEncoder(**weights.encoder)
     encoder.build(None)

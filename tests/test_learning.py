@@ -9,14 +9,14 @@ import tensorflow as tf
 
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.learning import learn_vocabulary, measure_coverage
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
 
 TEXTS = ["The cat sat on the mat.", "THE CATS sat; the café's mats!", "A cat, a mat, a hat."] * 20
 
 
 def test_special_tokens_come_first_and_the_file_holds_what_is_returned(tmp_path):
-    vocabulary, _ = learn_vocabulary(lambda: TEXTS, tmp_path / "new" / "vocab.txt", 100, True)
+    vocabulary, _ = learn_vocabulary(lambda: TEXTS, tmp_path / "new" / "vocab.txt", 100, TokenizerOptions())
     assert vocabulary.pieces[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
     assert Vocabulary.load(tmp_path / "new" / "vocab.txt").sha256 == vocabulary.sha256
     assert {"the", "cat", "cafe"} <= set(vocabulary.pieces)
@@ -24,34 +24,35 @@ def test_special_tokens_come_first_and_the_file_holds_what_is_returned(tmp_path)
 
 
 def test_a_cased_vocabulary_keeps_case_and_accents(tmp_path):
-    vocabulary, _ = learn_vocabulary(lambda: TEXTS, tmp_path / "vocab.txt", 200, False)
+    vocabulary, _ = learn_vocabulary(lambda: TEXTS, tmp_path / "vocab.txt", 200, TokenizerOptions(False))
     assert {"The", "the", "THE", "café"} <= set(vocabulary.pieces)
 
 
 def test_the_size_is_a_limit(tmp_path, reviews):
-    vocabulary, _ = learn_vocabulary(lambda: reviews[:300], tmp_path / "vocab.txt", 500, True)
+    vocabulary, _ = learn_vocabulary(lambda: reviews[:300], tmp_path / "vocab.txt", 500, TokenizerOptions())
     assert len(vocabulary) == 500
 
 
 PROGRAM = """
 import sys
 from keras_bert_app.text.learning import learn_vocabulary
+from keras_bert_app.text.tokenizer import TokenizerOptions
 texts = open(sys.argv[1]).read().split("\\n")
-learn_vocabulary(lambda: texts, sys.argv[2], 700, True)
+learn_vocabulary(lambda: texts, sys.argv[2], 700, TokenizerOptions())
 """
 
 
 def test_another_process_learns_the_same_file_from_another_order(tmp_path, reviews):
     (tmp_path / "texts").write_text("\n".join(text.replace("\n", " ") for text in reviews[:1500]))
     texts = (tmp_path / "texts").read_text().split("\n")[::-1]
-    learn_vocabulary(lambda: texts, tmp_path / "here.txt", 700, True)
+    learn_vocabulary(lambda: texts, tmp_path / "here.txt", 700, TokenizerOptions())
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "texts"), str(tmp_path / "there.txt")]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
     assert (tmp_path / "here.txt").read_bytes() == (tmp_path / "there.txt").read_bytes()
 
 
 def test_what_was_learned_from_is_known_to_the_tokenizer(tmp_path, reviews):
-    _, coverage = learn_vocabulary(lambda: reviews[:1000], tmp_path / "vocab.txt", 2000, True)
+    _, coverage = learn_vocabulary(lambda: reviews[:1000], tmp_path / "vocab.txt", 2000, TokenizerOptions())
     assert coverage.num_texts == 1000
     assert coverage.known_words > 0.999 and coverage.unknown_pieces < 0.001
     assert 1 < coverage.pieces_per_word < 2
@@ -59,20 +60,20 @@ def test_what_was_learned_from_is_known_to_the_tokenizer(tmp_path, reviews):
 
 def test_chinese_is_learned_by_characters(tmp_path):
     texts = ["我喜欢这部电影。", "这部电影不好看，我不喜欢。"] * 5
-    vocabulary, coverage = learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 100, True)
+    vocabulary, coverage = learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 100, TokenizerOptions())
     assert set("我喜欢这部电影不好看") <= set(vocabulary.pieces)
     assert coverage.known_words == coverage.pieces_per_word == 1
 
 
 def test_rare_characters_do_not_take_the_place_of_words(tmp_path):
     texts = ["the same words again and again", "".join(chr(0x4E00 + place) for place in range(5000))] * 9
-    vocabulary, coverage = learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 200, True)
+    vocabulary, coverage = learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 200, TokenizerOptions())
     assert len(vocabulary) <= 200 and {"same", "words", "again"} <= set(vocabulary.pieces)
     assert coverage.known_words < 0.1
 
 
 def test_coverage_is_counted_by_hand():
-    tokenizer = BertTokenizer(Vocabulary((*SPECIAL_TOKENS, "cat", "##s", "the")), True)
+    tokenizer = BertTokenizer(Vocabulary((*SPECIAL_TOKENS, "cat", "##s", "the")))
     coverage = measure_coverage(tokenizer, ["the cats", "dogs", "the cat"])
     assert tokenizer(tf.constant(["dogs"])).to_list() == [[tokenizer.vocabulary.ids[UNKNOWN]]]
     assert (coverage.num_texts, coverage.num_words) == (3, 5)
@@ -87,17 +88,17 @@ def test_texts_are_streamed_and_a_sample_of_them_is_kept(tmp_path, monkeypatch):
     def stream():
         return (f"the cat number {number} sat on the mat" for number in range(10_000))
 
-    _, coverage = learn_vocabulary(stream, tmp_path / "vocab.txt", 100, True)
+    _, coverage = learn_vocabulary(stream, tmp_path / "vocab.txt", 100, TokenizerOptions())
     assert 200 < coverage.num_texts < 1000
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"], ["\u200b"]])
 def test_texts_without_words_are_refused_and_nothing_is_written(tmp_path, texts):
     with pytest.raises(UserError, match="^nothing to learn a vocabulary from"):
-        learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 100, True)
+        learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 100, TokenizerOptions())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_size_without_room_is_refused(tmp_path):
     with pytest.raises(UserError, match="vocabulary_size is 5; it takes at least 7"):
-        learn_vocabulary(lambda: TEXTS, tmp_path / "vocab.txt", 5, True)
+        learn_vocabulary(lambda: TEXTS, tmp_path / "vocab.txt", 5, TokenizerOptions())

@@ -23,12 +23,12 @@ CLS, SEP = TINY.ids[CLASSIFY], TINY.ids[SEPARATE]
 
 
 def tiny_packer(max_length):
-    return TextPacker(BertTokenizer(TINY, lower_case=True), max_length)
+    return TextPacker(BertTokenizer(TINY), max_length)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(minilm):
-    return BertTokenizer(Vocabulary.load(minilm / "vocab.txt"), lower_case=True)
+    return BertTokenizer(Vocabulary.load(minilm / "vocab.txt"))
 
 
 @pytest.fixture(scope="module")

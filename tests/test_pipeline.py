@@ -12,6 +12,7 @@ from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pipeline import prepare_examples_on_beam
 from keras_bert_app.data.pretraining import PrepareOptions, prepare_examples
 from keras_bert_app.errors import UserError
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.training import pretraining as training
 
 # What --runner=DirectRunner comes down to where Beam's own local engine can't be downloaded.
@@ -53,8 +54,10 @@ def corpus(tmp_path):
 )
 def test_beam_writes_the_bytes_that_our_own_engine_does(corpus, tmp_path, settings):
     options = PrepareOptions(**{"max_length": 32, "held_out": 0.1} | settings)
-    ours = prepare_examples([str(corpus)], tmp_path / "ours", VOCABULARY, True, options)
-    theirs = prepare_examples_on_beam([str(corpus)], tmp_path / "beam", VOCABULARY, True, options, LOCAL)
+    ours = prepare_examples([str(corpus)], tmp_path / "ours", VOCABULARY, TokenizerOptions(), options)
+    theirs = prepare_examples_on_beam(
+        [str(corpus)], tmp_path / "beam", VOCABULARY, TokenizerOptions(), options, LOCAL
+    )
     assert ours["documents"]["exact_duplicates"] == 7 and set(ours["skipped"]) == {"not UTF-8", "binary"}
     assert (ours["documents"]["near_duplicates"] > 2) is (options.near_duplicates < 1)
     assert len(list((tmp_path / "ours").glob("train*.tfrecord"))) > 3
@@ -68,9 +71,11 @@ def test_workers_in_other_processes_write_the_same(corpus, tmp_path, monkeypatch
     # They don't see what the fixture changed.
     monkeypatch.undo()
     options = PrepareOptions(max_length=32, held_out=0.1)
-    prepare_examples([str(corpus)], tmp_path / "ours", VOCABULARY, True, options)
+    prepare_examples([str(corpus)], tmp_path / "ours", VOCABULARY, TokenizerOptions(), options)
     workers = f"{LOCAL} --direct_num_workers=2 --direct_running_mode=multi_processing"
-    prepare_examples_on_beam([str(corpus)], tmp_path / "beam", VOCABULARY, True, options, workers)
+    prepare_examples_on_beam(
+        [str(corpus)], tmp_path / "beam", VOCABULARY, TokenizerOptions(), options, workers
+    )
     assert bytes_of(tmp_path / "beam") == bytes_of(tmp_path / "ours")
 
 
@@ -88,7 +93,7 @@ def test_input_without_examples_is_refused_and_nothing_is_written(tmp_path, cont
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         prepare_examples_on_beam(
-            [str(path)], tmp_path / "out", VOCABULARY, True, PrepareOptions(held_out=0), LOCAL
+            [str(path)], tmp_path / "out", VOCABULARY, TokenizerOptions(), PrepareOptions(held_out=0), LOCAL
         )
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
 
@@ -97,13 +102,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.txt.gz").write_bytes(b"no gzip")
     with pytest.raises(UserError, match=r"^broken\.txt\.gz: can't be read"):
-        prepare_examples_on_beam(["*.gz"], "out", VOCABULARY, True, PrepareOptions(), LOCAL)
+        prepare_examples_on_beam(["*.gz"], "out", VOCABULARY, TokenizerOptions(), PrepareOptions(), LOCAL)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.txt.gz"]
 
 
 def test_an_output_that_exists_and_an_unknown_runner_are_refused(tmp_path):
     (tmp_path / "corpus.txt").write_text("1. 2.")
-    arguments = ([str(tmp_path)], tmp_path, VOCABULARY, True, PrepareOptions())
+    arguments = ([str(tmp_path)], tmp_path, VOCABULARY, TokenizerOptions(), PrepareOptions())
     with pytest.raises(UserError, match="exists already"):
         prepare_examples_on_beam(*arguments, LOCAL)
     with pytest.raises(UserError, match="--beam=--runner=Wind: .*Wind"):

@@ -18,7 +18,7 @@ from keras_bert_app.data.documents import split_sentences
 from keras_bert_app.data.examples_store import MANIFEST, ExampleStore
 from keras_bert_app.data.pretraining import PrepareOptions, prepare_examples
 from keras_bert_app.errors import UserError
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 NUMBERS = [str(number) for number in range(1000)]
@@ -51,7 +51,7 @@ def corpus(tmp_path):
 
 
 def prepare(corpus, output, options=OPTIONS, **settings):
-    return prepare_examples([str(corpus)], output, VOCABULARY, True, options, **settings)
+    return prepare_examples([str(corpus)], output, VOCABULARY, TokenizerOptions(), options, **settings)
 
 
 def bytes_of(folder):
@@ -122,7 +122,9 @@ def million(tmp_path_factory):
     first = vocabulary.ids[pieces[0]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "_SHARD_TOKENS", 100_000)
-        manifest = prepare_examples([str(folder / "corpus.txt")], folder / "out", vocabulary, True, OPTIONS)
+        manifest = prepare_examples(
+            [str(folder / "corpus.txt")], folder / "out", vocabulary, TokenizerOptions(), OPTIONS
+        )
 
     def families(ids):
         return {(token - first) // 20 for token in ids if token >= first}
@@ -203,12 +205,12 @@ def test_ids_are_those_of_the_tokenizer(tmp_path, minilm, reviews):
     options = PrepareOptions(
         max_length=2048, objective="none", short_fraction=0, held_out=0, near_duplicates=1
     )
-    manifest = prepare_examples([str(corpus)], tmp_path / "out", vocabulary, True, options)
+    manifest = prepare_examples([str(corpus)], tmp_path / "out", vocabulary, TokenizerOptions(), options)
     examples = ExampleStore(tmp_path / "out")
     ours = examples.read(range(len(examples)))[features.TOKEN_IDS].to_list()
     different = list(dict.fromkeys(review.strip() for review in reviews[:300] if review.strip()))
     texts = [" ".join(split_sentences(review)) for review in different]
-    wanted = BertTokenizer(vocabulary, True)(tf.constant(texts)).to_list()
+    wanted = BertTokenizer(vocabulary)(tf.constant(texts)).to_list()
     assert [ids[1:-1] for ids in ours] == [ids for ids in wanted if ids]
     assert manifest["vocabulary_sha256"] == vocabulary.sha256
 
@@ -252,6 +254,7 @@ def test_after_a_failure_finished_parts_are_kept_and_bytes_are_the_same(corpus, 
 KILLED = """
 import os, signal, sys
 from keras_bert_app.data import examples, pretraining
+from keras_bert_app.text.tokenizer import TokenizerOptions as Options
 from keras_bert_app.text.vocabulary import Vocabulary
 pretraining._CHUNK_BYTES, examples._SHARD_TOKENS = 4096, 1500
 write, written = pretraining.write_records, []
@@ -265,7 +268,7 @@ def dying(path, examples):
     written.append(path)
 pretraining.write_records = dying
 options = pretraining.PrepareOptions(max_length=32, held_out=0.1)
-pretraining.prepare_examples([sys.argv[1]], sys.argv[2], Vocabulary.load(sys.argv[3]), True, options)
+pretraining.prepare_examples([sys.argv[1]], sys.argv[2], Vocabulary.load(sys.argv[3]), Options(), options)
 """
 
 

@@ -24,6 +24,7 @@ from keras_bert_app.data.examples_store import MANIFEST
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle
 from keras_bert_app.tasks.pretraining import PretrainingTask
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import assembly, checkpoints, finetuning, pretraining
 from keras_bert_app.training import workdir as folders
@@ -326,16 +327,16 @@ def test_documents_without_words_are_refused_and_nothing_is_written(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\x00\x01" * 100)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match="nothing to learn a vocabulary from"):
-        pretraining.learn(str(tmp_path / "*.txt"), tmp_path / "vocab.txt", 100, True)
+        pretraining.learn(str(tmp_path / "*.txt"), tmp_path / "vocab.txt", 100, TokenizerOptions())
     with pytest.raises(UserError, match=r"no such file"):
-        pretraining.learn(str(tmp_path / "*.jsonl"), tmp_path / "vocab.txt", 100, True)
+        pretraining.learn(str(tmp_path / "*.jsonl"), tmp_path / "vocab.txt", 100, TokenizerOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["binary.txt", "empty.txt"]
 
 
 def test_what_of_the_documents_is_left_out_is_said(tmp_path):
     (tmp_path / "good.txt").write_text(document(1))
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe not UTF-8")
-    said = pretraining.learn(str(tmp_path / "*.txt"), tmp_path / "new" / "vocab.txt", 100, True)
+    said = pretraining.learn(str(tmp_path / "*.txt"), tmp_path / "new" / "vocab.txt", 100, TokenizerOptions())
     assert said.endswith(f"left out: 1 not UTF-8 (the first {tmp_path}/bad.txt:1)")
     assert len(Vocabulary.load(tmp_path / "new" / "vocab.txt")) <= 100
 

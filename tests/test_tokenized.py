@@ -6,13 +6,13 @@ import tensorflow as tf
 
 from keras_bert_app.data.documents import split_sentences
 from keras_bert_app.data.tokenized import ChunkTokenizer
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_chunks_have_the_ids_of_the_tokenizer_in_any_script(minilm, reviews, lower_case):
-    tokenizer = BertTokenizer(Vocabulary.load(minilm / "vocab.txt"), lower_case)
+    tokenizer = BertTokenizer(Vocabulary.load(minilm / "vocab.txt"), TokenizerOptions(lower_case))
     random = np.random.default_rng(0)
     every_ascii = ["".join(f"a{chr(code)}B" for code in random.permutation(range(1, 128))) for _ in range(50)]
     others = ["Ünïcode Ⅻ ½ 中文字。ΣΑΣ ﬁ\u200b\u0301", "\ufffd only", "naïve\x07 café\tX", "İstanbul"] * 3

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 import transformers
 
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
 
 TEXTS = [
@@ -29,7 +29,7 @@ def vocabulary(minilm):
 
 @pytest.fixture(scope="module")
 def uncased(vocabulary):
-    return BertTokenizer(vocabulary, lower_case=True)
+    return BertTokenizer(vocabulary)
 
 
 def reference(minilm, **settings):
@@ -45,7 +45,7 @@ def test_all_reviews_give_the_ids_of_transformers(minilm, uncased, reviews):
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_text_of_many_scripts_gives_the_ids_of_transformers(minilm, vocabulary, lower_case):
     theirs = reference(minilm, do_lower_case=lower_case)(TEXTS, add_special_tokens=False)["input_ids"]
-    assert BertTokenizer(vocabulary, lower_case)(tf.constant(TEXTS)).to_list() == theirs
+    assert BertTokenizer(vocabulary, TokenizerOptions(lower_case))(tf.constant(TEXTS)).to_list() == theirs
 
 
 def test_cased_text_keeps_case_and_accents_as_transformers_does(tmp_path):
@@ -53,7 +53,7 @@ def test_cased_text_keeps_case_and_accents_as_transformers_does(tmp_path):
     Vocabulary(pieces).save(tmp_path / "vocab.txt")
     texts = ["Café café cafe Cafe", "ÉteS Étes éte", "e\u0301 É!É", "CAFÉ"]
     theirs = reference(tmp_path, do_lower_case=False)(texts, add_special_tokens=False)["input_ids"]
-    ours = BertTokenizer(Vocabulary(pieces), lower_case=False)(tf.constant(texts)).to_list()
+    ours = BertTokenizer(Vocabulary(pieces), TokenizerOptions(lower_case=False))(tf.constant(texts)).to_list()
     assert ours == theirs
     assert ours[0] == [5, 6, 7, 8]
 

@@ -9,6 +9,7 @@ from keras_bert_app import features
 from keras_bert_app.config import Config, TrainConfig
 from keras_bert_app.errors import UserError
 from keras_bert_app.tasks.classification import ClassificationTask
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import workdir
 
@@ -20,7 +21,9 @@ def description(tmp_path):
     )
     task = ClassificationTask(["x", "y"], [features.TEXT])
     encoder = configuration.complete_encoder(configuration.EncoderConfig(), {"vocabulary_size": 6})
-    return workdir.ModelDescription(task, encoder, Vocabulary.load(tmp_path / "source.txt"), True, 16)
+    return workdir.ModelDescription(
+        task, encoder, Vocabulary.load(tmp_path / "source.txt"), TokenizerOptions(), 16
+    )
 
 
 def test_a_new_folder_keeps_the_config(tmp_path):
@@ -85,7 +88,11 @@ def test_a_description_comes_back(description, tmp_path):
     description.save(tmp_path, "records")
     loaded = workdir.ModelDescription.load(tmp_path)
     assert (loaded.task.labels, loaded.task.text_inputs) == (("x", "y"), (features.TEXT,))
-    assert (loaded.encoder, loaded.lower_case, loaded.max_length) == (description.encoder, True, 16)
+    assert (loaded.encoder, loaded.tokenizer_options, loaded.max_length) == (
+        description.encoder,
+        TokenizerOptions(),
+        16,
+    )
     assert loaded.vocabulary.sha256 == description.vocabulary.sha256
 
 

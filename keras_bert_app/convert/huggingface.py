@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from keras_bert_app.config import EncoderConfig, complete_encoder
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.errors import UserError
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
 
@@ -118,7 +119,7 @@ def load(path: str | Path) -> Pretrained:
     vocabulary = Vocabulary.load(folder / "vocab.txt")
     tokenizer_path = folder / "tokenizer_config.json"
     tokenizer = _read_json(tokenizer_path) if tokenizer_path.exists() else {}
-    lower_case = _lower_case(tokenizer, tokenizer_path)
+    options = _tokenizer_options(tokenizer, tokenizer_path)
     # Some pad the embedding beyond the vocabulary.
     if len(vocabulary) > encoder["vocabulary_size"]:
         raise UserError(
@@ -129,7 +130,7 @@ def load(path: str | Path) -> Pretrained:
     return Pretrained(
         encoder=encoder,
         vocabulary=vocabulary,
-        lower_case=lower_case,
+        tokenizer_options=options,
         tensors=tensors,
         left_out=left_out,
         provenance={"format": "huggingface", "path": str(path), "sha256": _sha256(weights)},
@@ -200,17 +201,17 @@ def _modern_name(name: str) -> str:
     return name.removeprefix("bert.")
 
 
-def _lower_case(tokenizer: Mapping[str, Any], where: Path) -> bool:
+def _tokenizer_options(tokenizer: Mapping[str, Any], where: Path) -> TokenizerOptions:
     for key, allowed in FIXED_TOKENIZER.items():
         if tokenizer.get(key) not in allowed:
             raise UserError(f"{where}: {key} is {tokenizer[key]!r}, which this tokenizer doesn't do")
-    lower_case = tokenizer.get("do_lower_case", True)
-    if tokenizer.get("strip_accents") not in (None, lower_case):
+    options = TokenizerOptions(tokenizer.get("do_lower_case", True), tokenizer.get("strip_accents"))
+    if options.strip_accents != options.lower_case:
         raise UserError(
-            f"{where}: strip_accents is {tokenizer['strip_accents']!r} but do_lower_case {lower_case!r}; "
+            f"{where}: strip_accents is {options.strip_accents!r} but do_lower_case {options.lower_case!r}; "
             "this tokenizer strips accents exactly when it lower-cases"
         )
-    return lower_case
+    return options
 
 
 def _read_json(path: Path) -> dict[str, Any]:

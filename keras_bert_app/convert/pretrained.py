@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_bert_app.errors import UserError
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
 
@@ -22,7 +23,7 @@ class Pretrained:
 
     encoder: Mapping[str, Any]
     vocabulary: Vocabulary
-    lower_case: bool
+    tokenizer_options: TokenizerOptions
     tensors: Mapping[str, np.ndarray]
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from keras_bert_app.data.examples_store import MANIFEST, Example, dtypes, token_
 from keras_bert_app.data.pairs import PrepareOptions, pack_documents
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import CLASSIFY, PAD, SEPARATE, Vocabulary
 
 # Part of what identifies finished work: raise it when the same input would give other bytes.
@@ -111,7 +112,7 @@ def write_manifest(
     folder: Path,
     files: Sequence[Path],
     vocabulary: Vocabulary,
-    lower_case: bool,
+    tokenizer_options: TokenizerOptions,
     options: PrepareOptions,
     skipped: Skipped,
     counts: Mapping[str, int],
@@ -129,7 +130,7 @@ def write_manifest(
         "options": dataclasses.asdict(options),
         "vocabulary_sha256": vocabulary.sha256,
         "vocabulary_size": len(vocabulary),
-        "lower_case": lower_case,
+        "tokenizer": tokenizer_options.get_config(),
         "pad_id": vocabulary.ids[PAD],
         "dtypes": dtypes(len(vocabulary)),
         "input": [{"file": str(file), "num_bytes": file.stat().st_size} for file in files],

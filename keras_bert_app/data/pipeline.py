@@ -45,7 +45,7 @@ from keras_bert_app.data.pipeline_selection import (
 from keras_bert_app.data.tokenized import ChunkTokenizer, document_digest
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_directory
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
 _SUMMARY = "summary.json"
@@ -71,7 +71,7 @@ def prepare_examples_on_beam(
     inputs: Sequence[str],
     output: str | os.PathLike,
     vocabulary: Vocabulary,
-    lower_case: bool,
+    tokenizer_options: TokenizerOptions,
     options: PrepareOptions,
     beam_options: str,
 ) -> dict:
@@ -96,7 +96,7 @@ def prepare_examples_on_beam(
             pipeline = beam.Pipeline(options=PipelineOptions(shlex.split(beam_options)))
         except ValueError as error:
             raise UserError(f"--beam={beam_options}: {error}") from None
-        _build(pipeline, files, folder, vocabulary, lower_case, options)
+        _build(pipeline, files, folder, vocabulary, tokenizer_options, options)
         pipeline.run().wait_until_finish()
         summary = json.loads((folder / _SUMMARY).read_text())
         if summary["problems"]:
@@ -109,11 +109,18 @@ def prepare_examples_on_beam(
             raise nothing_read(files, skipped)
         check_enough(summary["counts"], options, skipped)
         return write_manifest(
-            folder, files, vocabulary, lower_case, options, skipped, summary["counts"], summary["files"]
+            folder,
+            files,
+            vocabulary,
+            tokenizer_options,
+            options,
+            skipped,
+            summary["counts"],
+            summary["files"],
         )
 
 
-def _build(pipeline, files, folder, vocabulary, lower_case, options) -> None:
+def _build(pipeline, files, folder, vocabulary, tokenizer_options, options) -> None:
     read = (
         pipeline
         | "files"
@@ -128,7 +135,7 @@ def _build(pipeline, files, folder, vocabulary, lower_case, options) -> None:
         | "chunks"
         >> beam.BatchElements(_CHUNK_BYTES, _CHUNK_BYTES, element_size_fn=lambda each: len(each[1]))
         | "tokenise"
-        >> beam.ParDo(_Tokenise(vocabulary, lower_case, options.sentences))
+        >> beam.ParDo(_Tokenise(vocabulary, tokenizer_options, options.sentences))
         .with_output_types(KEYED)
         .with_outputs("marks", main="documents")
     )
@@ -178,13 +185,13 @@ def _read(file, options):
 class _Tokenise(beam.DoFn):
     """Chunks of documents -> each as `_Document` and, in output "marks", as `Mark`; by position."""
 
-    def __init__(self, vocabulary, lower_case, sentences):
-        self._arguments = vocabulary, lower_case, sentences
+    def __init__(self, vocabulary, tokenizer_options, sentences):
+        self._arguments = vocabulary, tokenizer_options, sentences
 
     def setup(self):
         """Build the tokenizer, once a worker."""
-        vocabulary, lower_case, sentences = self._arguments
-        self._tokenizer = ChunkTokenizer(BertTokenizer(vocabulary, lower_case), sentences)
+        vocabulary, tokenizer_options, sentences = self._arguments
+        self._tokenizer = ChunkTokenizer(BertTokenizer(vocabulary, tokenizer_options), sentences)
 
     def process(self, chunk):
         """Tokenise one chunk."""

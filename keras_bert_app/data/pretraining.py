@@ -30,7 +30,7 @@ from keras_bert_app.data.tokenized import ChunkTokenizer, TokenizedDocuments, do
 from keras_bert_app.data.workers import Workers
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_directory
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
 _CHUNK_BYTES = 4 * 2**20
@@ -42,7 +42,7 @@ def prepare_examples(
     inputs: Sequence[str],
     output: str | os.PathLike,
     vocabulary: Vocabulary,
-    lower_case: bool,
+    tokenizer_options: TokenizerOptions,
     options: PrepareOptions,
     num_workers: int = 1,
     on_progress: OnProgress = lambda stage, done, total: None,
@@ -70,9 +70,11 @@ def prepare_examples(
         raise UserError(f"{output}: exists already; remove it, or write to another folder")
     files = input_files(inputs)
     partial = output.with_name(output.name + ".partial")
-    with _locked(partial), Workers(num_workers, _Tool, vocabulary, lower_case, options) as workers:
+    with _locked(partial), Workers(num_workers, _Tool, vocabulary, tokenizer_options, options) as workers:
         skipped = Skipped()
-        chunks = _tokenise(files, partial, vocabulary, lower_case, options, workers, skipped, on_progress)
+        chunks = _tokenise(
+            files, partial, vocabulary, tokenizer_options, options, workers, skipped, on_progress
+        )
         settings = dataclasses.astuple(dataclasses.replace(options, memory_bytes=2**30))
         work = partial / f"work-{_identity(FORMAT, settings, [chunk.name for chunk in chunks])}"
         counts = _select(chunks, work, options, skipped, on_progress)
@@ -80,16 +82,18 @@ def prepare_examples(
             split: _write_shards(work, split, workers, on_progress) for split in splits_of(options)
         }
         manifest = write_manifest(
-            work / "examples", files, vocabulary, lower_case, options, skipped, counts, descriptions
+            work / "examples", files, vocabulary, tokenizer_options, options, skipped, counts, descriptions
         )
         os.rename(work / "examples", output)
         shutil.rmtree(partial)
     return manifest
 
 
-def _tokenise(files, partial, vocabulary, lower_case, options, workers, skipped, on_progress) -> list[Path]:
+def _tokenise(
+    files, partial, vocabulary, tokenizer_options, options, workers, skipped, on_progress
+) -> list[Path]:
     """Token ids of all documents as chunk folders, in the input's order; those that are there are kept."""
-    identity = _identity(FORMAT, vocabulary.sha256, lower_case, options.sentences)
+    identity = _identity(FORMAT, vocabulary.sha256, tokenizer_options, options.sentences)
     total = sum(file.stat().st_size for file in files)
     if any(file.suffix in (".gz", ".bz2") for file in files):
         total = 0
@@ -176,9 +180,9 @@ def _write_shards(work: Path, split: str, workers, on_progress) -> list[dict]:
 class _Tool:
     """What a process needs to tokenise documents and to make examples."""
 
-    def __init__(self, vocabulary: Vocabulary, lower_case: bool, options: PrepareOptions):
+    def __init__(self, vocabulary: Vocabulary, tokenizer_options: TokenizerOptions, options: PrepareOptions):
         self.options = options
-        self.chunk_tokenizer = ChunkTokenizer(BertTokenizer(vocabulary, lower_case), options.sentences)
+        self.chunk_tokenizer = ChunkTokenizer(BertTokenizer(vocabulary, tokenizer_options), options.sentences)
         self.maker = ExampleMaker(vocabulary)
 
 

@@ -33,7 +33,7 @@ class ChunkTokenizer:
     """Tokenises chunks of documents with the graph's own tokenizer and writes what training needs of them."""
 
     def __init__(self, tokenizer: BertTokenizer, sentence_rule: str):
-        self._sentence_rule, self._lower_case = sentence_rule, tokenizer.lower_case
+        self._sentence_rule, self._lower_case = sentence_rule, tokenizer.options.lower_case
         self._unknown = tokenizer.vocabulary.ids[UNKNOWN]
         self._dtype = token_dtype(len(tokenizer.vocabulary))
         signature = [tf.TensorSpec([None], tf.string)]

@@ -97,10 +97,10 @@ def describe(workdir: Path, description: folders.ModelDescription, step: int) ->
         "format_version": FORMAT_VERSION,
         "task": {"name": description.task.name} | description.task.get_config(),
         "tokenizer": {
-            "lower_case": description.lower_case,
             "vocabulary_sha256": description.vocabulary.sha256,
             "max_length": description.max_length,
-        },
+        }
+        | description.tokenizer_options.get_config(),
         "checkpoint_step": step,
         "metrics": metrics,
         "training": folders.read_json(workdir / "provenance.json", f"{workdir}/provenance.json is missing"),

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_app.errors import UserError
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
 
 _CONTINUATION = "##"
@@ -35,7 +35,7 @@ def learn_vocabulary(
     read_texts: Callable[[], Iterable[str]],
     output: str | os.PathLike,
     vocabulary_size: int,
-    lower_case: bool,
+    options: TokenizerOptions,
 ) -> tuple[Vocabulary, Coverage]:
     """Learn at most `vocabulary_size` pieces and write them to `output`.
 
@@ -57,7 +57,10 @@ def learn_vocabulary(
         raise UserError(f"vocabulary_size is {vocabulary_size}; it takes at least {least}, 30000 is common")
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=lower_case, lowercase=lower_case
+        clean_text=True,
+        handle_chinese_chars=options.split_chinese,
+        strip_accents=options.strip_accents,
+        lowercase=options.lower_case,
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     sample = _Sample(_SAMPLE_BYTES)
@@ -81,7 +84,7 @@ def learn_vocabulary(
     tokenizer.train_from_iterator(read_texts(), trainer)
     learned = tokenizer.get_vocab()
     vocabulary = Vocabulary(tuple(sorted(learned, key=learned.get)), str(output))
-    coverage = measure_coverage(BertTokenizer(vocabulary, lower_case), sample.texts)
+    coverage = measure_coverage(BertTokenizer(vocabulary, options), sample.texts)
     vocabulary.save(output)
     return vocabulary, coverage
 

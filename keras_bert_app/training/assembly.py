@@ -1,5 +1,6 @@
 """What every run is put together from: devices, weights to start from, the network, the folder, the loop."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
 from keras_bert_app.model.flops import TRAINING_PASSES
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
 from keras_bert_app.training import workdir as folders
@@ -69,7 +71,7 @@ def _load_run(workdir: Path) -> Pretrained:
     return Pretrained(
         encoder=vars(description.encoder),
         vocabulary=description.vocabulary,
-        lower_case=description.lower_case,
+        tokenizer_options=description.tokenizer_options,
         tensors={
             path.removeprefix("encoder/"): tensor
             for path, tensor in tensors.items()
@@ -80,29 +82,32 @@ def _load_run(workdir: Path) -> Pretrained:
     )
 
 
-def choose_vocabulary(config: Config, pretrained: Pretrained | None) -> tuple[Vocabulary, bool]:
-    """The vocabulary and whether it is lower-cased: the config's, or what comes with the weights.
+def choose_tokenizer(config: Config, pretrained: Pretrained | None) -> tuple[Vocabulary, TokenizerOptions]:
+    """The vocabulary and what is done to text before: the config's, or what comes with the weights.
 
     Raises:
         UserError: there is none, or the config wants another than the weights have.
     """
     vocabulary = Vocabulary.load(config.text.vocabulary) if config.text.vocabulary else None
+    names = [field.name for field in dataclasses.fields(TokenizerOptions)]
+    wishes = {name: value for name in names if (value := getattr(config.text, name)) not in (None, ())}
     if pretrained:
         if vocabulary and vocabulary.sha256 != pretrained.vocabulary.sha256:
             raise UserError(
                 "config.text.vocabulary isn't the one that config.init was trained with; leave it unset"
             )
-        if config.text.lower_case not in (None, pretrained.lower_case):
-            raise UserError(
-                f"config.text.lower_case is {config.text.lower_case}, but config.init was trained with "
-                f"{pretrained.lower_case}; leave it unset"
-            )
-        return pretrained.vocabulary, pretrained.lower_case
+        for name, wish in wishes.items():
+            if wish != (trained := getattr(pretrained.tokenizer_options, name)):
+                raise UserError(
+                    f"config.text.{name} is {wish}, but config.init was trained with {trained}; "
+                    "leave it unset"
+                )
+        return pretrained.vocabulary, pretrained.tokenizer_options
     if vocabulary is None:
         raise UserError(
             "neither config.init nor config.text.vocabulary is set; one of them has to bring a vocabulary"
         )
-    return vocabulary, config.text.lower_case in (None, True)
+    return vocabulary, TokenizerOptions(**wishes)
 
 
 def describe(config: Config, task: Any, pretrained: Pretrained | None) -> folders.ModelDescription:
@@ -111,7 +116,7 @@ def describe(config: Config, task: Any, pretrained: Pretrained | None) -> folder
     Raises:
         UserError: the wishes don't fit the weights, the task, or each other.
     """
-    vocabulary, lower_case = choose_vocabulary(config, pretrained)
+    vocabulary, options = choose_tokenizer(config, pretrained)
     given = dict(pretrained.encoder) if pretrained else {"vocabulary_size": len(vocabulary)}
     encoder = complete_encoder(config.encoder, given)
     if encoder.vocabulary_size < len(vocabulary):
@@ -127,7 +132,7 @@ def describe(config: Config, task: Any, pretrained: Pretrained | None) -> folder
     if config.train.metric not in (None, *task.selection_metrics):
         known = ", ".join(task.selection_metrics)
         raise UserError(f"config.train.metric is {config.train.metric!r}; {task.name} has {known}")
-    return folders.ModelDescription(task, encoder, vocabulary, lower_case, config.text.max_length)
+    return folders.ModelDescription(task, encoder, vocabulary, options, config.text.max_length)
 
 
 def open_run(

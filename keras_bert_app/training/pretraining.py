@@ -11,13 +11,14 @@ from keras_bert_app.data.pretraining import HELD_OUT, TRAIN, PrepareOptions, pre
 from keras_bert_app.errors import UserError
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.learning import learn_vocabulary
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.training import assembly
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.plan import State
 from keras_bert_app.training.progress import StagesProgress
 
 
-def learn(pattern: str, output: Path, vocabulary_size: int, lower_case: bool) -> str:
+def learn(pattern: str, output: Path, vocabulary_size: int, options: TokenizerOptions) -> str:
     """Learn a vocabulary from documents, write it to `output`, and return what there is to say about it.
 
     Args:
@@ -34,9 +35,7 @@ def learn(pattern: str, output: Path, vocabulary_size: int, lower_case: bool) ->
 
     passes = iter((skipped, Skipped()))  # both skip the same
     try:
-        vocabulary, coverage = learn_vocabulary(
-            lambda: lines(next(passes)), output, vocabulary_size, lower_case
-        )
+        vocabulary, coverage = learn_vocabulary(lambda: lines(next(passes)), output, vocabulary_size, options)
     except UserError as error:
         left_out = f"; left out: {skipped}" if skipped.counts else ""
         raise UserError(f"{pattern}: {error}{left_out}") from None
@@ -58,15 +57,17 @@ def prepare(config: Config, pattern: str, output: Path, num_workers: int, beam: 
     Raises:
         UserError: anything in config, documents or output that the user can mend, or Beam isn't installed.
     """
-    vocabulary, lower_case = assembly.choose_vocabulary(config, assembly.load_pretrained(config.init))
+    vocabulary, tokenizer_options = assembly.choose_tokenizer(config, assembly.load_pretrained(config.init))
     options = PrepareOptions(**to_dict(config.prepare), max_length=config.text.max_length, seed=config.seed)
     if beam:
         pipeline = _beam_pipeline()
-        manifest = pipeline.prepare_examples_on_beam([pattern], output, vocabulary, lower_case, options, beam)
+        manifest = pipeline.prepare_examples_on_beam(
+            [pattern], output, vocabulary, tokenizer_options, options, beam
+        )
     else:
         with StagesProgress() as progress:
             manifest = prepare_examples(
-                [pattern], output, vocabulary, lower_case, options, num_workers, progress
+                [pattern], output, vocabulary, tokenizer_options, options, num_workers, progress
             )
     documents = manifest["documents"]
     lines = [
@@ -157,7 +158,10 @@ def check_examples(config: Config, examples: ExampleStore, description: folders.
     length = made["options"]["max_length"]
     longest = min(length, config.text.max_length) if config.phases else config.text.max_length
     wanted = {
-        "lower_case": (made["lower_case"], "text.lower_case", description.lower_case),
+        name: (made["tokenizer"][name], f"text.{name}", value)
+        for name, value in description.tokenizer_options.get_config().items()
+    }
+    wanted |= {
         "max_length": (length, "text.max_length", longest),
         "objective": (made["options"]["objective"], "prepare.objective", config.prepare.objective),
         "pack": (examples.packed, "prepare.pack", config.prepare.pack),

@@ -25,7 +25,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
 from keras_bert_app.tasks import TASKS
 from keras_bert_app.text.packing import TextPacker
-from keras_bert_app.text.tokenizer import BertTokenizer
+from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
 
@@ -88,12 +88,12 @@ class ModelDescription:
     task: Any
     encoder: configuration.EncoderConfig
     vocabulary: Vocabulary
-    lower_case: bool
+    tokenizer_options: TokenizerOptions
     max_length: int
 
     def packer(self) -> TextPacker:
         """The text side."""
-        return TextPacker(BertTokenizer(self.vocabulary, self.lower_case), self.max_length)
+        return TextPacker(BertTokenizer(self.vocabulary, self.tokenizer_options), self.max_length)
 
     def check_texts(self, workdir: Path) -> None:
         """Refuse a model that isn't asked about texts.
@@ -116,7 +116,7 @@ class ModelDescription:
         content = {
             "task": {"name": self.task.name} | self.task.get_config(),
             "encoder": configuration.to_dict(self.encoder),
-            "tokenizer": {"lower_case": self.lower_case, "vocabulary_sha256": self.vocabulary.sha256},
+            "tokenizer": self.tokenizer_options.get_config() | {"vocabulary_sha256": self.vocabulary.sha256},
             "max_length": self.max_length,
             "training_records_sha256": training_records_sha256,
         }
@@ -141,7 +141,8 @@ class ModelDescription:
             workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` or `pretrain` makes one"
         )
         vocabulary = Vocabulary.load(workdir / "vocab.txt")
-        if vocabulary.sha256 != content["tokenizer"]["vocabulary_sha256"]:
+        options = dict(content["tokenizer"])
+        if vocabulary.sha256 != options.pop("vocabulary_sha256"):
             raise UserError(
                 f"{workdir / 'vocab.txt'} isn't the vocabulary that the model was made with; put that back"
             )
@@ -150,7 +151,7 @@ class ModelDescription:
             task=TASKS[arguments.pop("name")](**arguments),
             encoder=configuration.EncoderConfig(**content["encoder"]),
             vocabulary=vocabulary,
-            lower_case=content["tokenizer"]["lower_case"],
+            tokenizer_options=TokenizerOptions(**options),
             max_length=content["max_length"],
         )
 
