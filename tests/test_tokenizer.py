@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 import transformers
 
+from keras_bert_app.errors import UserError
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
 
@@ -96,13 +97,69 @@ def test_ten_thousand_characters_are_all_read(uncased, vocabulary):
     assert one_word == [vocabulary.ids[UNKNOWN]]
 
 
-def test_a_word_over_a_hundred_bytes_is_unknown(uncased, vocabulary):
-    fits, does_not = uncased(tf.constant(["д" * 50, "д" * 51])).to_list()
-    assert len(fits) == 50 and vocabulary.ids[UNKNOWN] not in fits
-    assert does_not == [vocabulary.ids[UNKNOWN]]
+def test_a_word_over_a_hundred_characters_is_unknown(uncased, vocabulary):
+    texts = [letter * length for letter in "wд" for length in (100, 101)]
+    fits, does_not, fits_too, does_not_either = uncased(tf.constant(texts)).to_list()
+    assert len(fits_too) == 100 and vocabulary.ids[UNKNOWN] not in fits + fits_too
+    assert does_not == does_not_either == [vocabulary.ids[UNKNOWN]]
 
 
 def test_special_tokens_in_a_text_are_ordinary_text(uncased, vocabulary):
     ids = uncased(tf.constant([" ".join(SPECIAL_TOKENS)])).to_list()[0]
     assert ids.count(vocabulary.ids["["]) == ids.count(vocabulary.ids["]"]) == 5
     assert not {vocabulary.ids[token] for token in SPECIAL_TOKENS} & set(ids)
+
+
+def test_literals_that_are_never_split_are_found_anywhere(vocabulary):
+    tokenizer = BertTokenizer(vocabulary, TokenizerOptions(never_split=("[MASK]", "hello")))
+    texts = [
+        "the capital of [MASK] is",
+        "a[MASK]b [mask]",
+        "helloworld HELLO ünï[MASK]",
+        "\ue000 \ue001[MASK]",
+    ]
+    pieces = [
+        [vocabulary.pieces[token_id] for token_id in row] for row in tokenizer(tf.constant(texts)).to_list()
+    ]
+    assert pieces[0] == ["the", "capital", "of", "[MASK]", "is"]
+    assert pieces[1] == ["a", "[MASK]", "b", "[", "mask", "]"]
+    assert pieces[2] == ["hello", "world", "hello", "un", "##i", "[MASK]"]
+    assert pieces[3] == ["[MASK]"]
+
+
+def test_a_literal_that_is_no_piece_is_refused(vocabulary):
+    with pytest.raises(UserError, match=r"never_split has '\[X\]', which .*vocab\.txt doesn't have"):
+        BertTokenizer(vocabulary, TokenizerOptions(never_split=("[X]", "[MASK]")))
+
+
+def test_private_use_in_the_vocabulary_is_in_nobodys_way(vocabulary):
+    pieces = (*vocabulary.pieces, "\ue000", "##\ue000", "\ue001")
+    tokenizer = BertTokenizer(Vocabulary(pieces), TokenizerOptions(never_split=("[MASK]",)))
+    ids = tokenizer(tf.constant(["\ue000é[MASK]\ue001\ue002 " + "x" * 101])).to_list()
+    assert ids == [[vocabulary.ids[piece] for piece in ("e", "[MASK]", UNKNOWN)]]
+
+
+def test_spans_of_invalid_bytes_are_places_in_the_bytes_as_they_came(uncased, vocabulary):
+    text = b"\xff go\xffod \xed\xa0\x80caf\xc3\xa9\x00!"
+    spans = uncased.tokenize_with_spans(tf.constant([b"", text, b"x"]))
+    assert [vocabulary.pieces[token_id] for token_id in spans.token_ids[1].numpy()] == ["good", "cafe", "!"]
+    starts, ends = spans.byte_starts.to_list()[1], spans.byte_ends.to_list()[1]
+    parts = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    assert parts == [b"go\xffod", b"caf\xc3\xa9", b"!"]
+    assert spans.char_starts.to_list()[2] == [0] and spans.byte_ends.to_list()[2] == [1]
+
+
+def test_spans_of_no_texts_and_of_texts_without_tokens_are_empty(uncased):
+    for texts, rows in ((tf.constant([], tf.string), []), (tf.constant(["", "\u200b"]), [[], []])):
+        assert all(part.to_list() == rows for part in uncased.tokenize_with_spans(texts))
+
+
+def test_the_exported_graph_has_only_ops_that_the_stock_server_links(uncased):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def both(texts):
+        return uncased(texts).flat_values, uncased.tokenize_with_spans(texts).byte_ends.flat_values
+
+    graph = both.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    from_text = {node.op for node in nodes} - set(tf.raw_ops.__dict__) - {"Placeholder"}
+    assert from_text == {"FastWordpieceTokenizeWithOffsets"}
