@@ -33,6 +33,12 @@ class TextConfig:
         (), "pieces, such as [MASK], that a text can have literally; empty: as `init` says"
     )
     max_length: int = _key(128, "longest sequence, special tokens included, in tokens", least=5)
+    truncation: str = _key(
+        "longest_first",
+        "what is cut to fit max_length: the end of the longer text, of one of a pair, or each text's middle; "
+        "see text/packing.py",
+        one_of=("longest_first", "only_first", "only_second", "head_tail"),
+    )
 
 
 @dataclass(frozen=True)

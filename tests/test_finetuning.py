@@ -170,6 +170,12 @@ def test_texts_longer_than_the_positions_are_refused(config):
         finetuning.describe(config, _RECORDS, None)
 
 
+def test_cutting_the_second_text_is_refused_where_there_is_one(config):
+    config = _changed(config, "text", truncation="only_second")
+    with pytest.raises(UserError, match=r"truncation is only_second, but the examples have one text; "):
+        finetuning.describe(config, _RECORDS, None)
+
+
 def test_neither_weights_nor_vocabulary_is_refused(config):
     with pytest.raises(UserError, match="has to bring a vocabulary"):
         finetuning.describe(_changed(config, "text", vocabulary=None), _RECORDS, None)

@@ -1,5 +1,6 @@
 """A run's folder."""
 
+import dataclasses
 import json
 
 import pytest
@@ -22,7 +23,7 @@ def description(tmp_path):
     task = ClassificationTask(["x", "y"], [features.TEXT])
     encoder = configuration.complete_encoder(configuration.EncoderConfig(), {"vocabulary_size": 6})
     return workdir.ModelDescription(
-        task, encoder, Vocabulary.load(tmp_path / "source.txt"), TokenizerOptions(), 16
+        task, encoder, Vocabulary.load(tmp_path / "source.txt"), TokenizerOptions(), 16, "head_tail"
     )
 
 
@@ -94,6 +95,19 @@ def test_a_description_comes_back(description, tmp_path):
         16,
     )
     assert loaded.vocabulary.sha256 == description.vocabulary.sha256
+    assert (loaded.packer().max_length, loaded.packer().truncation) == (16, "head_tail")
+
+
+def test_a_model_from_before_there_was_a_choice_cuts_the_longest_text_first(description, tmp_path):
+    description = dataclasses.replace(description, truncation="longest_first")
+    description.save(tmp_path, "records")
+    content = json.loads((tmp_path / "model.json").read_text())
+    assert content.pop("truncation") == "longest_first"
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    assert workdir.ModelDescription.load(tmp_path).truncation == "longest_first"
+    with pytest.raises(UserError, match=r"model\.truncation: 'longest_first' -> 'head_tail'"):
+        dataclasses.replace(description, truncation="head_tail").save(tmp_path, "records")
+    description.save(tmp_path, "records")
 
 
 def test_another_vocabulary_is_refused(description, tmp_path):

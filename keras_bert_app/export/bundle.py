@@ -99,6 +99,7 @@ def describe(workdir: Path, description: folders.ModelDescription, step: int) ->
         "tokenizer": {
             "vocabulary_sha256": description.vocabulary.sha256,
             "max_length": description.max_length,
+            "truncation": description.truncation,
         }
         | description.tokenizer_options.get_config(),
         "checkpoint_step": step,

@@ -129,10 +129,17 @@ def describe(config: Config, task: Any, pretrained: Pretrained | None) -> folder
             f"config.text.max_length is {config.text.max_length}, but the encoder has "
             f"{encoder.max_positions} positions"
         )
+    if config.text.truncation == "only_second" and len(task.text_inputs) == 1:
+        raise UserError(
+            "config.text.truncation is only_second, but the examples have one text; "
+            "leave it unset, or give config.data.pair_column"
+        )
     if config.train.metric not in (None, *task.selection_metrics):
         known = ", ".join(task.selection_metrics)
         raise UserError(f"config.train.metric is {config.train.metric!r}; {task.name} has {known}")
-    return folders.ModelDescription(task, encoder, vocabulary, options, config.text.max_length)
+    return folders.ModelDescription(
+        task, encoder, vocabulary, options, config.text.max_length, config.text.truncation
+    )
 
 
 def open_run(

@@ -30,6 +30,8 @@ from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
 
 FORMAT_VERSION = 1
+# What a model.json without the key means.
+_BEFORE = {"truncation": "longest_first"}
 _PACKAGES = ("tensorflow", "keras", "tensorflow-text", "numpy", "safetensors")
 
 
@@ -90,10 +92,12 @@ class ModelDescription:
     vocabulary: Vocabulary
     tokenizer_options: TokenizerOptions
     max_length: int
+    truncation: str
 
     def packer(self) -> TextPacker:
         """The text side."""
-        return TextPacker(BertTokenizer(self.vocabulary, self.tokenizer_options), self.max_length)
+        tokenizer = BertTokenizer(self.vocabulary, self.tokenizer_options)
+        return TextPacker(tokenizer, self.max_length, self.truncation)
 
     def check_texts(self, workdir: Path) -> None:
         """Refuse a model that isn't asked about texts.
@@ -118,10 +122,12 @@ class ModelDescription:
             "encoder": configuration.to_dict(self.encoder),
             "tokenizer": self.tokenizer_options.get_config() | {"vocabulary_sha256": self.vocabulary.sha256},
             "max_length": self.max_length,
+            "truncation": self.truncation,
             "training_records_sha256": training_records_sha256,
         }
         if (workdir / "model.json").exists():
-            differences = configuration.differences(read_json(workdir / "model.json", ""), content, "model")
+            begun = _BEFORE | read_json(workdir / "model.json", "")
+            differences = configuration.differences(begun, content, "model")
             if differences:
                 raise UserError(
                     f"{workdir} was begun with other data or weights ({'; '.join(differences)}); "
@@ -137,7 +143,7 @@ class ModelDescription:
         Raises:
             UserError: a file is missing, or the vocabulary isn't the one that the model was made with.
         """
-        content = read_json(
+        content = _BEFORE | read_json(
             workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` or `pretrain` makes one"
         )
         vocabulary = Vocabulary.load(workdir / "vocab.txt")
@@ -153,6 +159,7 @@ class ModelDescription:
             vocabulary=vocabulary,
             tokenizer_options=TokenizerOptions(**options),
             max_length=content["max_length"],
+            truncation=content["truncation"],
         )
 
 
