@@ -4,7 +4,7 @@
 
 Fetches the corpora (corpora.py; needs npm and pip), pretrains configs/pretrain_cpu.py by run.py's own verbs,
 compares the loss with the entropy of the hidden tokens, and fine-tunes from that run and from fresh weights
-of the same network, with the same settings, seed by seed, on few and on all texts of three sets. What is
+of the same network, with the same settings, seed by seed, on few and on all texts of four sets. What is
 finished stays in the folder and isn't repeated. Ends with a table and, in the folder, results.json.
 """
 
