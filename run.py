@@ -25,8 +25,13 @@ def vocab():
     from keras_bert_app.text.tokenizer import TokenizerOptions
     from keras_bert_app.training import pretraining
 
-    options = TokenizerOptions(FLAGS.lower_case)
+    options = TokenizerOptions(**_given(VOCABULARY_OPTIONS))
     print(pretraining.learn(FLAGS.input, Path(FLAGS.output), FLAGS.vocab_size, options))
+
+
+def _given(chosen):
+    """The values of those of the flags that were given."""
+    return {name: value for name, *_ in chosen if (value := FLAGS[name].value) is not None}
 
 
 def prepare():
@@ -163,8 +168,8 @@ def _whole_number(name, help, default=None, least=0, most=None):
     return name, define, help, default
 
 
-def _lower_case(_):
-    flags.DEFINE_bool("lower_case", True, "lower-case and strip accents", flag_values=FLAGS)
+def _yes_or_no(name, help):
+    return name, lambda _: flags.DEFINE_bool(name, None, help, flag_values=FLAGS), help, None
 
 
 def _num_cores():
@@ -191,7 +196,13 @@ INPUT = _string(
 )
 OUTPUT = _string("output", "file (vocab, predict) or folder (prepare, evaluate) to write")
 VOCAB_SIZE = _whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
-LOWER_CASE = ("lower_case", _lower_case, "lower-case and strip accents; --nolower_case doesn't", True)
+VOCABULARY_OPTIONS = (
+    _yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
+    _yes_or_no("strip_accents", "delete accents; if not given, as lower_case; --nostrip_accents doesn't"),
+    _yes_or_no(
+        "split_chinese", "make each Chinese character a word, as is the default; --nosplit_chinese doesn't"
+    ),
+)
 NUM_WORKERS = _whole_number("num_workers", "processes; if not given, one a core", least=1)
 BEAM = _string(
     "beam",
@@ -218,7 +229,7 @@ CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), chan
 
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
-    "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, LOWER_CASE), ("input", "output")),
+    "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, *VOCABULARY_OPTIONS), ("input", "output")),
     "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS, BEAM), ("config", "input", "output")),
     "pretrain": (pretrain, (CONFIG, WORKDIR), ("config", "workdir")),
     "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
