@@ -1,5 +1,6 @@
 """A run's folder."""
 
+import dataclasses
 import json
 
 import pytest
@@ -94,6 +95,24 @@ def test_a_description_comes_back(description, tmp_path):
         16,
     )
     assert loaded.vocabulary.sha256 == description.vocabulary.sha256
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TokenizerOptions(lower_case=False),
+        TokenizerOptions(strip_accents=False),
+        TokenizerOptions(split_chinese=False),
+        TokenizerOptions(never_split=("[MASK]",)),
+    ],
+)
+def test_a_description_keeps_its_tokenizers_options_and_refuses_others(description, tmp_path, options):
+    other = dataclasses.replace(description, tokenizer_options=options)
+    other.save(tmp_path, "records")
+    assert workdir.ModelDescription.load(tmp_path).tokenizer_options == options
+    assert workdir.ModelDescription.load(tmp_path).packer().tokenizer.options == options
+    with pytest.raises(UserError, match="begun with other data or weights .model.tokenizer"):
+        description.save(tmp_path, "records")
 
 
 def test_another_vocabulary_is_refused(description, tmp_path):
