@@ -25,8 +25,49 @@ def vocab():
     from keras_bert_app.text.tokenizer import TokenizerOptions
     from keras_bert_app.training import pretraining
 
-    options = TokenizerOptions(FLAGS.lower_case)
+    options = TokenizerOptions(**_given(VOCABULARY_OPTIONS))
     print(pretraining.learn(FLAGS.input, Path(FLAGS.output), FLAGS.vocab_size, options))
+
+
+def tokenize(*texts):
+    """Show how texts are cut into pieces, or with --compare where a Hugging Face tokenizer does it otherwise.
+
+    run.py tokenize --source=SOURCE [--compare=DIR] TEXT... or --input=FILE
+
+    With --compare the exit code is 1 where texts differ.
+    """
+    from keras_bert_app import features
+    from keras_bert_app.data.readers import read_texts
+    from keras_bert_app.text import comparison
+    from keras_bert_app.text.tokenizer import BertTokenizer
+    from keras_bert_app.training import assembly
+
+    if bool(texts) == bool(FLAGS.input):
+        raise UserError(
+            'give either texts, such as: run.py tokenize --source=vocab.txt "a quiet triumph"; or --input'
+        )
+    given = [os.fsencode(text) for text in texts]
+    if FLAGS.input:
+        given = (row[features.TEXT] for row in read_texts(FLAGS.input, {features.TEXT: features.TEXT}))
+    tokenizer = BertTokenizer(*assembly.load_tokenizer(FLAGS.source, _given(TOKENIZER_OPTIONS)))
+    if not FLAGS.compare:
+        return print(comparison.table(tokenizer, list(given)))
+    count = num_different = 0
+    for difference in comparison.differences(
+        tokenizer, comparison.load_reference(Path(FLAGS.compare)), given
+    ):
+        count += 1
+        if difference:
+            num_different += 1
+            print(difference)
+    print(f"{num_different:,} of {count:,} texts differ")
+    if num_different:
+        sys.exit(1)
+
+
+def _given(chosen):
+    """The values of those of the flags that were given."""
+    return {name: value for name, *_ in chosen if (value := FLAGS[name].value) is not None}
 
 
 def prepare():
@@ -163,8 +204,8 @@ def _whole_number(name, help, default=None, least=0, most=None):
     return name, define, help, default
 
 
-def _lower_case(_):
-    flags.DEFINE_bool("lower_case", True, "lower-case and strip accents", flag_values=FLAGS)
+def _yes_or_no(name, help):
+    return name, lambda _: flags.DEFINE_bool(name, None, help, flag_values=FLAGS), help, None
 
 
 def _num_cores():
@@ -191,7 +232,25 @@ INPUT = _string(
 )
 OUTPUT = _string("output", "file (vocab, predict) or folder (prepare, evaluate) to write")
 VOCAB_SIZE = _whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
-LOWER_CASE = ("lower_case", _lower_case, "lower-case and strip accents; --nolower_case doesn't", True)
+VOCABULARY_OPTIONS = (
+    _yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
+    _yes_or_no("strip_accents", "delete accents; if not given, as lower_case; --nostrip_accents doesn't"),
+    _yes_or_no(
+        "split_chinese", "make each Chinese character a word, as is the default; --nosplit_chinese doesn't"
+    ),
+)
+NEVER_SPLIT = (
+    "never_split",
+    lambda _: flags.DEFINE_list("never_split", None, "", flag_values=FLAGS),
+    "pieces, with commas between, that stand for themselves where a text has them, such as [MASK]",
+    None,
+)
+TOKENIZER_OPTIONS = (*VOCABULARY_OPTIONS, NEVER_SPLIT)
+SOURCE = _string(
+    "source",
+    "a run's or Hugging Face folder, a packaged name (minilm-l6), or a vocab.txt, which the options are for",
+)
+COMPARE = _string("compare", "a Hugging Face folder, whose tokenizer is asked too")
 NUM_WORKERS = _whole_number("num_workers", "processes; if not given, one a core", least=1)
 BEAM = _string(
     "beam",
@@ -218,7 +277,8 @@ CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), chan
 
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
-    "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, LOWER_CASE), ("input", "output")),
+    "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, *VOCABULARY_OPTIONS), ("input", "output")),
+    "tokenize": (tokenize, (SOURCE, INPUT, COMPARE, *TOKENIZER_OPTIONS), ("source",)),
     "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS, BEAM), ("config", "input", "output")),
     "pretrain": (pretrain, (CONFIG, WORKDIR), ("config", "workdir")),
     "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
@@ -290,7 +350,7 @@ def parse_flags(verb: str, arguments: list[str]) -> list[str]:
     missing = [f"--{name}" for name in VERBS[verb][2] if not FLAGS[name].value]
     if missing:
         raise UserError(f"{verb} needs {', '.join(missing)}; see run.py {verb} --help")
-    if rest and verb not in ("query", "launch"):
+    if rest and verb not in ("query", "launch", "tokenize"):
         raise UserError(f"{verb} takes no {rest[0]!r}; flags are written --name=value")
     return rest
 
@@ -354,7 +414,7 @@ def verb_usage(verb: str) -> str:
     lines = [f"run.py {verb}: {inspect.cleandoc(function.__doc__)}", ""]
     for name, _, help, default in verb_flags:
         note = " (required)" if name in required else f" (default {default})" if default is not None else ""
-        lines.append(f"  --{name:<12} {help}{note}")
+        lines.append(f"  --{name:<13} {help}{note}")
     if CONFIG in verb_flags:
         lines += ["", "keys of the config, with their defaults:", ""]
         for key, default, help in configuration.documented_keys():

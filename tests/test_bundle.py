@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import shutil
@@ -11,6 +12,7 @@ from tensorflow.python.saved_model import loader_impl
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle
+from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.training import workdir as folders
 
 
@@ -68,6 +70,20 @@ def test_metrics_and_licences_of_weights_and_data_go_into_the_bundle(run_copy):
     content = bundle.describe(run_copy, description, 1)
     assert content["metrics"] == {"accuracy": 0.5}
     assert content["training"]["starts"] == [start]
+
+
+def test_the_tokenizers_options_go_into_the_bundle(run_copy):
+    options = TokenizerOptions(False, strip_accents=True, split_chinese=False, never_split=("[MASK]",))
+    description = folders.ModelDescription.load(run_copy)
+    content = bundle.describe(run_copy, dataclasses.replace(description, tokenizer_options=options), 1)
+    assert json.loads(json.dumps(content["tokenizer"])) == {
+        "vocabulary_sha256": description.vocabulary.sha256,
+        "max_length": description.max_length,
+        "lower_case": False,
+        "strip_accents": True,
+        "split_chinese": False,
+        "never_split": ["[MASK]"],
+    }
 
 
 def test_versions_count_up_from_the_highest_there(tmp_path):

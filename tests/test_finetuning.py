@@ -144,10 +144,10 @@ def test_unknown_weights_are_refused_with_the_names_there_are(config):
         assembly.load_pretrained("nothing")
 
 
-def _pretrained(tmp_path, lower_case=True, positions=32):
+def _pretrained(tmp_path, positions=32):
     (tmp_path / "other.txt").write_text("\n".join([*_PIECES, "more"]) + "\n")
     encoder = {"vocabulary_size": len(_PIECES) + 1, "max_positions": positions}
-    return Pretrained(encoder, Vocabulary.load(tmp_path / "other.txt"), TokenizerOptions(lower_case), {})
+    return Pretrained(encoder, Vocabulary.load(tmp_path / "other.txt"), TokenizerOptions(), {})
 
 
 _RECORDS = [_record("a", "x"), _record("b", "y")]
@@ -158,10 +158,31 @@ def test_another_vocabulary_than_that_of_the_weights_is_refused(config, tmp_path
         finetuning.describe(config, _RECORDS, _pretrained(tmp_path))
 
 
-def test_another_case_than_that_of_the_weights_is_refused(config, tmp_path):
-    config = _changed(config, "text", vocabulary=None, lower_case=False)
-    with pytest.raises(UserError, match=r"lower_case is False, but config\.init was trained with True"):
-        finetuning.describe(config, _RECORDS, _pretrained(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "wish", "trained"),
+    [
+        ("lower_case", False, True),
+        ("strip_accents", False, True),
+        ("split_chinese", False, True),
+        ("never_split", ("[MASK]",), ()),
+    ],
+)
+def test_other_tokenizer_options_than_those_of_the_weights_are_refused(config, tmp_path, name, wish, trained):
+    pretrained = _pretrained(tmp_path)
+    config = _changed(config, "text", vocabulary=None, **{name: wish})
+    with pytest.raises(UserError) as caught:
+        finetuning.describe(config, _RECORDS, pretrained)
+    assert f"config.text.{name} is {wish}, but config.init was trained with {trained}" in str(caught.value)
+    options = TokenizerOptions(**{name: wish})
+    pretrained = dataclasses.replace(pretrained, tokenizer_options=options)
+    assert finetuning.describe(config, _RECORDS, pretrained).tokenizer_options == options
+
+
+def test_options_that_the_config_leaves_open_are_those_of_the_weights(config, tmp_path):
+    options = TokenizerOptions(False, strip_accents=True, split_chinese=False, never_split=("[MASK]",))
+    pretrained = dataclasses.replace(_pretrained(tmp_path), tokenizer_options=options)
+    config = _changed(config, "text", vocabulary=None)
+    assert finetuning.describe(config, _RECORDS, pretrained).tokenizer_options == options
 
 
 def test_texts_longer_than_the_positions_are_refused(config):

@@ -324,18 +324,6 @@ def test_a_vocabulary_of_another_size_is_refused_with_both_sizes(folder):
     assert "vocab.txt has 102 pieces" in message and "vocab_size 101" in message
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is False"),
-        ({"do_lower_case": True, "strip_accents": False}, "strip_accents is False but do_lower_case True"),
-    ],
-)
-def test_tokenizer_settings_that_ours_does_not_honour_are_refused(folder, settings, message):
-    change_json(folder, "tokenizer_config.json", **settings)
-    assert f"tokenizer_config.json: {message}" in refusal(folder)
-
-
 def test_rows_map_every_tensor_of_a_bert_model_there_and_back(folder):
     theirs = safetensors.torch.load_file(folder / "model.safetensors")
     rows = {name: (ours, there, back) for ours, name, there, back in huggingface.name_rows(3)}

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -26,6 +27,21 @@ def test_special_tokens_come_first_and_the_file_holds_what_is_returned(tmp_path)
 def test_a_cased_vocabulary_keeps_case_and_accents(tmp_path):
     vocabulary, _ = learn_vocabulary(lambda: TEXTS, tmp_path / "vocab.txt", 200, TokenizerOptions(False))
     assert {"The", "the", "THE", "café"} <= set(vocabulary.pieces)
+
+
+@pytest.mark.parametrize(
+    ("options", "has", "has_not"),
+    [
+        (TokenizerOptions(True, strip_accents=False), {"café", "the"}, {"cafe", "The"}),
+        (TokenizerOptions(False, strip_accents=True), {"Cafe", "cafe", "The"}, {"Café", "café"}),
+        (TokenizerOptions(split_chinese=False), {"电影", "cafe"}, {"café"}),
+        (TokenizerOptions(split_chinese=True), {"电", "影"}, {"电影", "##影"}),
+    ],
+)
+def test_words_are_learned_as_the_options_leave_them(tmp_path, options, has, has_not):
+    texts = ["The Café is the CAFÉ the café isn't", "电影 电影 Café café"] * 20
+    vocabulary, _ = learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 200, options)
+    assert has <= set(vocabulary.pieces) and not has_not & set(vocabulary.pieces)
 
 
 def test_the_size_is_a_limit(tmp_path, reviews):
@@ -63,6 +79,25 @@ def test_chinese_is_learned_by_characters(tmp_path):
     vocabulary, coverage = learn_vocabulary(lambda: texts, tmp_path / "vocab.txt", 100, TokenizerOptions())
     assert set("我喜欢这部电影不好看") <= set(vocabulary.pieces)
     assert coverage.known_words == coverage.pieces_per_word == 1
+
+
+def test_of_many_chinese_characters_each_common_one_is_a_word_of_its_own(tmp_path):
+    draw = np.random.default_rng(0)
+    shares = 1 / np.arange(1, 3001)
+    lines = [
+        "".join(map(chr, 0x4E00 + 7 * draw.choice(3000, 40, p=shares / shares.sum()))) + "，BERT 模型。"
+        for _ in range(3000)
+    ]
+    vocabulary, coverage = learn_vocabulary(lambda: lines, tmp_path / "vocab.txt", 2500, TokenizerOptions())
+    chinese = [piece for piece in vocabulary.pieces if any(0x4E00 <= ord(part) < 0xA000 for part in piece)]
+    # The few words leave all the room to characters.
+    assert len(vocabulary) == 2500 and len(chinese) > 2400 and all(len(piece) == 1 for piece in chinese)
+    assert {"bert", "模", "型", "，", "。"} <= set(vocabulary.pieces)
+    assert coverage.pieces_per_word == 1 and 0.97 < coverage.known_words < 1
+    assert coverage.known_words == pytest.approx(1 - coverage.unknown_pieces)
+    tokenizer = BertTokenizer(vocabulary)
+    ids = tokenizer(tf.constant(["模型模型BERT。"])).to_list()[0]
+    assert [vocabulary.pieces[place] for place in ids] == ["模", "型", "模", "型", "bert", "。"]
 
 
 def test_rare_characters_do_not_take_the_place_of_words(tmp_path):

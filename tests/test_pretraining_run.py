@@ -288,6 +288,18 @@ def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, c
         ({"text": {"max_length": 33}}, "config.text.max_length is 33, but the encoder has 32 positions"),
         ({"text": {"max_length": 16}}, "examples: made with max_length 32, but config.text.max_length is 16"),
         ({"text": {"lower_case": False}}, "made with lower_case True, but config.text.lower_case is False"),
+        (
+            {"text": {"strip_accents": False}},
+            "made with strip_accents True, but config.text.strip_accents is",
+        ),
+        (
+            {"text": {"split_chinese": False}},
+            "made with split_chinese True, but config.text.split_chinese is",
+        ),
+        (
+            {"text": {"never_split": ("[MASK]",)}},
+            "made with never_split [], but config.text.never_split is ['",
+        ),
         ({"prepare": {"objective": "sop"}}, "made with objective nsp, but config.prepare.objective is sop"),
         ({"task": {"name": "classification"}}, "config.task.name is classification; `run.py pretrain` takes"),
         ({"train": {"jit": True}}, "config.train.jit compiles anew for each number of hidden tokens; set "),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from absl import flags
 from conftest import tiny_config, tiny_rows
 
@@ -123,6 +124,22 @@ def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(config_of, tmp
         (["serve", "--export_dir=x", "--port=70000"], "--port=70000"),
         (["vocab", "--input=x", "--output=y", "--vocab_size=many"], "--vocab_size=many"),
         (["query", "--model=m"], "give the texts to ask about"),
+        (["tokenize", "a text"], "tokenize needs --source; see run.py tokenize --help"),
+        (
+            ["tokenize", "--source=vocab.txt"],
+            "give either texts, such as: run.py tokenize --source=vocab.txt",
+        ),
+        (
+            ["tokenize", "--source=vocab.txt", "--input=x.txt", "a text"],
+            "give either texts, such as: run.py ",
+        ),
+        (["tokenize", "--source=no/such.txt", "a text"], "no/such.txt: can't read the vocabulary"),
+        (
+            ["tokenize", "--source=minilm-l6", "--nolower_case", "a"],
+            "--lower_case is for a vocab.txt; minilm-",
+        ),
+        (["tokenize", "--source=minilm-l6", "--compare=no/such", "a"], "no/such: no such folder"),
+        (["tokenize", "--source=minilm-l6", "--input=no/such.txt"], "no/such.txt"),
     ],
 )
 def test_a_wrong_command_is_refused(monkeypatch, arguments, message):
@@ -130,6 +147,64 @@ def test_a_wrong_command_is_refused(monkeypatch, arguments, message):
     with pytest.raises(UserError) as error:
         run.main(arguments)
     assert message in str(error.value)
+
+
+def tokenize(monkeypatch, capsys, *arguments):
+    """What `run.py tokenize ARGUMENTS` prints, and its exit code."""
+    monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+    code = 0
+    try:
+        run.main(["tokenize", *map(str, arguments)])
+    except SystemExit as ended:
+        code = ended.code
+    return capsys.readouterr().out, code
+
+
+@pytest.fixture
+def bert_folder(tmp_path):
+    """A tokenizer as transformers saves it, and vocab.txt."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "##s", "Good", "[", "mask", "]"]
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    transformers.BertTokenizer(vocab=ids).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_texts_on_which_a_hugging_face_tokenizer_differs_are_listed(monkeypatch, capsys, bert_folder, suffix):
+    texts = ["goods Good", "good [MASK]"]
+    lines = texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]
+    path = (bert_folder / "texts").with_suffix(suffix)
+    path.write_text("\n".join(lines) + "\n")
+    compared = (f"--source={bert_folder}", f"--compare={bert_folder}")
+    said = "text 2: 'good [MASK]'\n  ours:   good [ mask ]\n  theirs: good [MASK]\n1 of 2 texts differ\n"
+    assert tokenize(monkeypatch, capsys, *compared, f"--input={path}") == (said, 1)
+    assert tokenize(monkeypatch, capsys, *compared, texts[0]) == ("0 of 1 texts differ\n", 0)
+
+
+def test_options_are_for_a_vocabulary_alone(monkeypatch, capsys, bert_folder):
+    compared = (f"--source={bert_folder / 'vocab.txt'}", f"--compare={bert_folder}", "Good")
+    assert tokenize(monkeypatch, capsys, *compared) == ("0 of 1 texts differ\n", 0)
+    said = "text 1: 'Good'\n  ours:   Good\n  theirs: good\n1 of 1 texts differ\n"
+    assert tokenize(monkeypatch, capsys, *compared, "--nolower_case") == (said, 1)
+
+
+def test_the_tokens_of_texts_are_shown_for_runs_too(monkeypatch, capsys, tiny_run, tmp_path):
+    (tmp_path / "texts.txt").write_text("the film\nGood 中!\n", encoding="utf-8")
+    expected = (
+        "'the film'\n"
+        "id  bytes  characters  piece\n"
+        "13    0:3         0:3  the\n"
+        "10    4:8         4:8  film\n"
+        "\n'Good 中!'\n"
+        "id  bytes  characters  piece\n"
+        " 5    0:4         0:4  good\n"
+        "18    5:8         5:6  中\n"
+        "17    8:9         6:7  !\n"
+    )
+    shown = tokenize(monkeypatch, capsys, f"--source={tiny_run}", f"--input={tmp_path / 'texts.txt'}")
+    assert shown == (expected, 0)
+    assert tokenize(monkeypatch, capsys, f"--source={tiny_run}", "the film", "Good 中!") == shown
 
 
 @pytest.mark.parametrize("verb", run.VERBS)

@@ -110,6 +110,24 @@ def test_a_model_from_before_there_was_a_choice_cuts_the_longest_text_first(desc
     description.save(tmp_path, "records")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        TokenizerOptions(lower_case=False),
+        TokenizerOptions(strip_accents=False),
+        TokenizerOptions(split_chinese=False),
+        TokenizerOptions(never_split=("[MASK]",)),
+    ],
+)
+def test_a_description_keeps_its_tokenizers_options_and_refuses_others(description, tmp_path, options):
+    other = dataclasses.replace(description, tokenizer_options=options)
+    other.save(tmp_path, "records")
+    assert workdir.ModelDescription.load(tmp_path).tokenizer_options == options
+    assert workdir.ModelDescription.load(tmp_path).packer().tokenizer.options == options
+    with pytest.raises(UserError, match="begun with other data or weights .model.tokenizer"):
+        description.save(tmp_path, "records")
+
+
 def test_another_vocabulary_is_refused(description, tmp_path):
     description.save(tmp_path, "records")
     (tmp_path / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text() + "b\n")

@@ -1,7 +1,6 @@
 """A Hugging Face BERT folder or safetensors file -> encoder settings, tokenizer, tensors under our names."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from keras_bert_app.config import EncoderConfig, complete_encoder
+from keras_bert_app.convert.huggingface_tokenizer import load_tokenizer, read_json
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.errors import UserError
-from keras_bert_app.text.tokenizer import TokenizerOptions
-from keras_bert_app.text.vocabulary import Vocabulary
 
 
 def _same(tensor):
@@ -98,28 +96,23 @@ FIXED = {
     "add_cross_attention": (False, None),
 }
 ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_new"}
-# Tokenizer settings, and the only values that our tokenizer honours.
-FIXED_TOKENIZER = {"tokenize_chinese_chars": (True, None), "never_split": (None, [])}
 
 
 def load(path: str | Path) -> Pretrained:
-    """Read a folder with config.json, vocab.txt, model.safetensors, or a .safetensors file beside the others.
+    """Read a folder with config.json, model.safetensors and a tokenizer's files, or that .safetensors file.
 
     Every tensor is taken, or left out for a stated reason. Their shapes are `pretrained.assign`'s to check.
 
     Raises:
-        UserError: a file is missing or broken, the architecture isn't BERT's, or tensors are unknown or
-            missing; the message names all of them.
+        UserError: a file is missing or broken, the architecture isn't BERT's, the tokenizer does what ours
+            doesn't, or tensors are unknown or missing; the message names all of them.
     """
     path = Path(path)
     weights = path / "model.safetensors" if path.is_dir() else path
     folder = weights.parent
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     encoder = encoder_settings(settings, folder / "config.json")
-    vocabulary = Vocabulary.load(folder / "vocab.txt")
-    tokenizer_path = folder / "tokenizer_config.json"
-    tokenizer = _read_json(tokenizer_path) if tokenizer_path.exists() else {}
-    options = _tokenizer_options(tokenizer, tokenizer_path)
+    vocabulary, options = load_tokenizer(folder)
     # Some pad the embedding beyond the vocabulary.
     if len(vocabulary) > encoder["vocabulary_size"]:
         raise UserError(
@@ -199,31 +192,6 @@ def _modern_name(name: str) -> str:
     for old, new in OLD_SPELLINGS.items():
         name = name.replace(old, new)
     return name.removeprefix("bert.")
-
-
-def _tokenizer_options(tokenizer: Mapping[str, Any], where: Path) -> TokenizerOptions:
-    for key, allowed in FIXED_TOKENIZER.items():
-        if tokenizer.get(key) not in allowed:
-            raise UserError(f"{where}: {key} is {tokenizer[key]!r}, which this tokenizer doesn't do")
-    options = TokenizerOptions(tokenizer.get("do_lower_case", True), tokenizer.get("strip_accents"))
-    if options.strip_accents != options.lower_case:
-        raise UserError(
-            f"{where}: strip_accents is {options.strip_accents!r} but do_lower_case {options.lower_case!r}; "
-            "this tokenizer strips accents exactly when it lower-cases"
-        )
-    return options
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: can't read it: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
 
 _CONTINUATION = "##"
-# Characters take at most this share of the vocabulary; rarer ones are left unknown.
+# Characters take at most this share of the vocabulary; rarer ones have what room words leave.
 _ALPHABET_SHARE = 0.5
 _SAMPLE_BYTES = 8 * 2**20
 _TEXTS_AT_ONCE = 1024
@@ -41,7 +41,8 @@ def learn_vocabulary(
 
     By the WordPiece trainer of the `tokenizers` library, with the normalisation and word splitting that
     `BertTokenizer` has. The special tokens are the first ids, then come characters, the commonest first, then
-    what was learned. The same texts, in any order, give the same file.
+    what was learned, then rarer characters where there is room. The same texts, in any order, give the same
+    file.
 
     Args:
         read_texts: called twice, for the same texts each time; they are streamed.
@@ -67,8 +68,9 @@ def learn_vocabulary(
     characters = Counter()
     for text in sample.of(read_texts()):
         characters.update(text)
-    most = int((vocabulary_size - len(SPECIAL_TOKENS)) * _ALPHABET_SHARE)
-    alphabet = _alphabet(characters, tokenizer, most)
+    room = vocabulary_size - len(SPECIAL_TOKENS)
+    of_characters = _pieces_of_characters(characters, tokenizer, room)
+    alphabet = _whole(of_characters, max(2, int(room * _ALPHABET_SHARE)))
     if not alphabet:
         raise UserError("nothing to learn a vocabulary from, the texts hold no words")
     trainer = trainers.WordPieceTrainer(
@@ -83,14 +85,16 @@ def learn_vocabulary(
     )
     tokenizer.train_from_iterator(read_texts(), trainer)
     learned = tokenizer.get_vocab()
-    vocabulary = Vocabulary(tuple(sorted(learned, key=learned.get)), str(output))
+    rarer = [piece for piece in of_characters if piece not in learned]
+    pieces = (*sorted(learned, key=learned.get), *_whole(rarer, vocabulary_size - len(learned)))
+    vocabulary = Vocabulary(pieces, str(output))
     coverage = measure_coverage(BertTokenizer(vocabulary, options), sample.texts)
     vocabulary.save(output)
     return vocabulary, coverage
 
 
-def _alphabet(characters: Counter, tokenizer, most: int) -> list[str]:
-    """Pieces of one character of the commonest characters, two for those of words; `most` in all."""
+def _pieces_of_characters(characters: Counter, tokenizer, most: int) -> list[str]:
+    """Pieces of one character, the commonest first, two for those of words; `most` of them, or one more."""
     normalised = Counter()
     for character, count in characters.items():
         for part in tokenizer.normalizer.normalize_str(character):
@@ -98,13 +102,18 @@ def _alphabet(characters: Counter, tokenizer, most: int) -> list[str]:
                 normalised[part] += count
     pieces: list[str] = []
     for character, _ in sorted(normalised.items(), key=lambda item: (-item[1], item[0])):
+        if len(pieces) >= most:
+            break
         inside = tokenizer.normalizer.normalize_str(f"a{character}a")
         is_alone = len(tokenizer.pre_tokenizer.pre_tokenize_str(inside)) > 1
-        new = [character] if is_alone else [character, _CONTINUATION + character]
-        if len(pieces) + len(new) > max(most, 2):
-            break
-        pieces += new
+        pieces += [character] if is_alone else [character, _CONTINUATION + character]
     return pieces
+
+
+def _whole(pieces: list[str], most: int) -> list[str]:
+    """The first `most` of these, or one fewer: a character has both its pieces or none."""
+    cuts = 0 < most < len(pieces) and pieces[most].startswith(_CONTINUATION)
+    return pieces[: most - cuts]
 
 
 def measure_coverage(tokenizer: BertTokenizer, texts: Iterable[str]) -> Coverage:

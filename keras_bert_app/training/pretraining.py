@@ -41,7 +41,8 @@ def learn(pattern: str, output: Path, vocabulary_size: int, options: TokenizerOp
         raise UserError(f"{pattern}: {error}{left_out}") from None
     summary = (
         f"{len(vocabulary):,} pieces in {output}; of the words in a sample of {coverage.num_texts:,} lines "
-        f"{100 * coverage.known_words:.2f} % are known, {coverage.pieces_per_word:.2f} pieces a word"
+        f"{100 * coverage.known_words:.2f} % are known, {coverage.pieces_per_word:.2f} pieces a word; "
+        f"{100 * coverage.unknown_pieces:.2f} % of the pieces are unknown"
     )
     return summary + (f"; left out: {skipped}" if skipped.counts else "")
 
