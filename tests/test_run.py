@@ -12,6 +12,7 @@ from conftest import tiny_config, tiny_rows
 
 import run
 from keras_bert_app.errors import UserError
+from keras_bert_app.text.vocabulary import Vocabulary
 
 # ml_collections' own, when it loads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -191,16 +192,17 @@ def test_options_are_for_a_vocabulary_alone(monkeypatch, capsys, bert_folder):
 
 def test_the_tokens_of_texts_are_shown_for_runs_too(monkeypatch, capsys, tiny_run, tmp_path):
     (tmp_path / "texts.txt").write_text("the film\nGood 中!\n", encoding="utf-8")
+    ids = Vocabulary.load(tiny_run / "vocab.txt").ids
     expected = (
         "'the film'\n"
         "id  bytes  characters  piece\n"
-        "13    0:3         0:3  the\n"
-        "10    4:8         4:8  film\n"
+        f"{ids['the']:2}    0:3         0:3  the\n"
+        f"{ids['film']:2}    4:8         4:8  film\n"
         "\n'Good 中!'\n"
         "id  bytes  characters  piece\n"
-        " 5    0:4         0:4  good\n"
-        "18    5:8         5:6  中\n"
-        "17    8:9         6:7  !\n"
+        f"{ids['good']:2}    0:4         0:4  good\n"
+        f"{ids['中']:2}    5:8         5:6  中\n"
+        f"{ids['!']:2}    8:9         6:7  !\n"
     )
     shown = tokenize(monkeypatch, capsys, f"--source={tiny_run}", f"--input={tmp_path / 'texts.txt'}")
     assert shown == (expected, 0)
