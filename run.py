@@ -4,20 +4,15 @@ python run.py VERB --flag=value ...        python run.py VERB --help
 """
 
 import difflib
-import inspect
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Mapping
 from pathlib import Path
 
-from absl import flags
-
+from keras_bert_app import command_line
 from keras_bert_app import config as configuration
+from keras_bert_app.command_line import CONFIG, FLAGS, listed, string, whole_number, yes_or_no
 from keras_bert_app.errors import Stopped, UserError
-
-FLAGS = flags.FLAGS
 
 
 def vocab():
@@ -129,7 +124,7 @@ def launch(*arguments):
         if argument.lstrip("-").partition("=")[0] in (name for name, *_ in VERBS["launch"][1]):
             raise UserError(f"{argument} is a flag of launch; write it before {verb}")
     # So that mistakes are said here, once.
-    parse_flags(verb, verb_flags)
+    command_line.parse(verb, verb_flags, *VERBS[verb][1:])
     command = [sys.executable, __file__, verb, *verb_flags, "--config.train.strategy=multi_worker"]
     checkpoints = Path(FLAGS.workdir, "checkpoints")
     sys.exit(launcher.run(command, FLAGS.num_workers, FLAGS.hang_seconds, FLAGS.restarts, checkpoints))
@@ -193,88 +188,55 @@ def demo():
     demonstration.main(Path(__file__))
 
 
-def _string(name, help, default=None):
-    return name, lambda _: flags.DEFINE_string(name, default, help, flag_values=FLAGS), help, default
-
-
-def _whole_number(name, help, default=None, least=0, most=None):
-    def define(_):
-        flags.DEFINE_integer(name, default, help, least, most, flag_values=FLAGS)
-
-    return name, define, help, default
-
-
-def _yes_or_no(name, help):
-    return name, lambda _: flags.DEFINE_bool(name, None, help, flag_values=FLAGS), help, None
-
-
 def _num_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _config_file(arguments):
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file(
-        "config", None, "a file of configs/", flag_values=FLAGS, sys_argv=arguments
-    )
-
-
-CONFIG = (
-    "config",
-    _config_file,
-    "a Python file such as configs/sentiment.py; --config.KEY=VALUE changes a key",
-    None,
-)
-WORKDIR = _string("workdir", "the run's folder")
-INPUT = _string(
+WORKDIR = string("workdir", "the run's folder")
+INPUT = string(
     "input", "file to read; for vocab and prepare also a folder, or a pattern such as 'corpus/*.txt'"
 )
-OUTPUT = _string("output", "file (vocab, predict) or folder (prepare, evaluate) to write")
-VOCAB_SIZE = _whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
+OUTPUT = string("output", "file (vocab, predict) or folder (prepare, evaluate) to write")
+VOCAB_SIZE = whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
 VOCABULARY_OPTIONS = (
-    _yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
-    _yes_or_no("strip_accents", "delete accents; if not given, as lower_case; --nostrip_accents doesn't"),
-    _yes_or_no(
+    yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
+    yes_or_no("strip_accents", "delete accents; if not given, as lower_case; --nostrip_accents doesn't"),
+    yes_or_no(
         "split_chinese", "make each Chinese character a word, as is the default; --nosplit_chinese doesn't"
     ),
 )
-NEVER_SPLIT = (
+NEVER_SPLIT = listed(
     "never_split",
-    lambda _: flags.DEFINE_list("never_split", None, "", flag_values=FLAGS),
     "pieces, with commas between, that stand for themselves where a text has them, such as [MASK]",
-    None,
 )
 TOKENIZER_OPTIONS = (*VOCABULARY_OPTIONS, NEVER_SPLIT)
-SOURCE = _string(
+SOURCE = string(
     "source",
     "a run's or Hugging Face folder, a packaged name (minilm-l6), or a vocab.txt, which the options are for",
 )
-COMPARE = _string("compare", "a Hugging Face folder, whose tokenizer is asked too")
-NUM_WORKERS = _whole_number("num_workers", "processes; if not given, one a core", least=1)
-BEAM = _string(
+COMPARE = string("compare", "a Hugging Face folder, whose tokenizer is asked too")
+NUM_WORKERS = whole_number("num_workers", "processes; if not given, one a core", least=1)
+BEAM = string(
     "beam",
     "options of an Apache Beam pipeline that does the work, such as '--runner=FlinkRunner --flink_master=…'",
     "",
 )
-WORKERS = _whole_number("num_workers", "processes to start", 2, least=1)
-HANG_SECONDS = _whole_number(
+WORKERS = whole_number("num_workers", "processes to start", 2, least=1)
+HANG_SECONDS = whole_number(
     "hang_seconds",
     "so long without a sign of life (600 before the first, if that is more), a process hangs; "
     "more than a compilation or a checkpoint takes",
     300,
     least=1,
 )
-RESTARTS = _whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
-EXPORT_DIR = _string("export_dir", "folder of a bundle's versions")
-MODEL = _string("model", "name of the model at the server; for serve: the name of the folder if not given")
-TARGET = _string("target", "the server's address", "localhost:8500")
-HOST = _string("host", "address that the embedded server listens on", "127.0.0.1")
-PORT = _whole_number("port", "gRPC port", 8500, most=65535)
+RESTARTS = whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
+EXPORT_DIR = string("export_dir", "folder of a bundle's versions")
+MODEL = string("model", "name of the model at the server; for serve: the name of the folder if not given")
+TARGET = string("target", "the server's address", "localhost:8500")
+HOST = string("host", "address that the embedded server listens on", "127.0.0.1")
+PORT = whole_number("port", "gRPC port", 8500, most=65535)
 
 LAUNCHED = ("pretrain", "finetune")
-CONFIG_FILE = "a get_config() that returns keras_bert_app.config.default(), changed"
-
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
     "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, *VOCABULARY_OPTIONS), ("input", "output")),
@@ -291,6 +253,8 @@ VERBS = {
     "query": (query, (TARGET, MODEL), ("model",)),
     "demo": (demo, (), ()),
 }
+# What verbs take besides flags; see command_line.parse.
+TAKES = {"tokenize": "texts", "query": "texts", "launch": "verb"}
 
 
 def main(arguments: list[str]) -> None:
@@ -307,119 +271,19 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else f"\n\n{usage()}")
         )
-    function = VERBS[verb][0]
+    function, verb_flags, required = VERBS[verb]
     if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
-        return print(verb_usage(verb))
-    texts = parse_flags(verb, rest)
+        return print(command_line.usage(verb, function.__doc__, verb_flags, required))
+    texts = command_line.parse(verb, rest, verb_flags, required, TAKES.get(verb, ""))
     if function not in (query, demo, launch, prepare):
         from keras_bert_app import quiet_tensorflow  # noqa: F401
     return function(*texts)
-
-
-def parse_flags(verb: str, arguments: list[str]) -> list[str]:
-    """Define the verb's flags, read them, and return what isn't a flag; for launch, what follows its own.
-
-    Raises:
-        UserError: an unknown or missing flag, an unknown key, or a value of the wrong type.
-    """
-    for _, define, _, _ in VERBS[verb][1]:
-        define(arguments)
-    path = config_path(verb, arguments) if CONFIG in VERBS[verb][1] else None
-    FLAGS.set_gnu_getopt(verb != "launch")
-    try:
-        rest = FLAGS([f"run.py {verb}", *arguments])[1:]
-        if path is not None:
-            # What ml_collections gives for a file that opens a missing one raises only when it is looked at.
-            getattr(FLAGS.config, "lock", None)
-    except Exception as error:
-        if path is not None and (problem := config_file_problem(path, error)):
-            raise UserError(problem) from error
-        if isinstance(error, flags.Error):
-            if verb == "launch" and isinstance(error, flags.UnrecognizedFlagError):
-                raise UserError(
-                    f"--{error.flagname} is no flag of launch; write those of the verb after it"
-                ) from error
-            raise UserError(f"{error}; see run.py {verb} --help") from error
-        raise
-    if path is not None:
-        if not isinstance(FLAGS.config, Mapping) and not hasattr(FLAGS.config, "to_dict"):
-            raise UserError(
-                f"{path}: get_config() gives {FLAGS.config!r}; a config file is Python with {CONFIG_FILE}"
-            )
-        configuration.freeze(FLAGS.config)
-    missing = [f"--{name}" for name in VERBS[verb][2] if not FLAGS[name].value]
-    if missing:
-        raise UserError(f"{verb} needs {', '.join(missing)}; see run.py {verb} --help")
-    if rest and verb not in ("query", "launch", "tokenize"):
-        raise UserError(f"{verb} takes no {rest[0]!r}; flags are written --name=value")
-    return rest
-
-
-def config_path(verb: str, arguments: list[str]) -> str | None:
-    """The path given as --config=PATH or --config PATH, None where there is none.
-
-    Raises:
-        UserError: no such file, a `--config.KEY` that doesn't exist, or one without --config.
-    """
-    configuration.check_flags(arguments)
-    path = None
-    for place, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config"):
-            path = value if equals else "".join(arguments[place + 1 : place + 2])
-    if path is not None and not Path(path).is_file():
-        there_are = sorted(
-            str(file) for file in Path("configs").glob("*.py") if "def get_config(" in file.read_text("utf-8")
-        )
-        raise UserError(
-            f"--config={path}: no such file; there is {', '.join(there_are) or 'none in configs/'}"
-        )
-    if path is None and any(argument.startswith("--config.") for argument in arguments):
-        raise UserError(f"{verb} needs --config=FILE before --config.KEY=VALUE; see run.py {verb} --help")
-    return path
-
-
-def config_file_problem(path: str, error: BaseException) -> str | None:
-    """One line on what went wrong in a config file; None where the error didn't come from it."""
-    chain = [error]  # from the one caught to the first one raised
-    while following := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(following)
-    first = chain[-1]
-    if isinstance(first, SyntaxError):
-        return f"{first.filename}:{first.lineno}: {first.msg}"
-    if isinstance(first, AttributeError) and first.name == "get_config":
-        return f"{path} has no get_config(); a config file is Python with {CONFIG_FILE}"
-    for error in reversed(chain):
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if _same(frame.filename, path)]
-        if lines:
-            return f"{path}:{lines[-1]}: {type(error).__name__}: {' '.join(str(error).split())}"
-    # ml_collections keeps no more of an OSError than its text.
-    return f"{path}: {str(first).strip().splitlines()[-1].strip()}" if isinstance(first, OSError) else None
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def usage() -> str:
     """The verbs, a line each."""
     lines = [f"  {verb:<10} {function.__doc__.splitlines()[0]}" for verb, (function, _, _) in VERBS.items()]
     return "\n".join([__doc__.strip(), "", *lines])
-
-
-def verb_usage(verb: str) -> str:
-    """One verb's flags; the config's keys where it has one."""
-    function, verb_flags, required = VERBS[verb]
-    lines = [f"run.py {verb}: {inspect.cleandoc(function.__doc__)}", ""]
-    for name, _, help, default in verb_flags:
-        note = " (required)" if name in required else f" (default {default})" if default is not None else ""
-        lines.append(f"  --{name:<13} {help}{note}")
-    if CONFIG in verb_flags:
-        lines += ["", "keys of the config, with their defaults:", ""]
-        for key, default, help in configuration.documented_keys():
-            lines.append(f"  --config.{key}={default}: {help}")
-    return "\n".join(lines)
 
 
 def _interrupted(number, frame):

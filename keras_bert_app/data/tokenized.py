@@ -1,8 +1,10 @@
 """Documents -> token ids on disk: written in chunks by many processes, read by document number."""
 
 import hashlib
+import itertools
+import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from keras_bert_app.files import atomic_directory
 from keras_bert_app.text.tokenizer import BertTokenizer
 from keras_bert_app.text.vocabulary import UNKNOWN
 
-_SENTENCES_AT_ONCE = 4096
+_SENTENCES_AT_ONCE = 16384
+_NOT_ASCII = re.compile(r"([^ ]*[^\x00-\x7F][^ ]*)")
 # The ASCII characters that the tokenizer deletes, but NUL, which no document has.
 _DELETED = bytes({*range(1, 32), 127} - {ord("\t"), ord("\n"), ord("\r")})
 # Held-out documents are told by their content's hash alone: the same ones with any seed, engine or order.
@@ -81,17 +84,30 @@ class ChunkTokenizer:
         return np.concatenate(tokens), np.concatenate(lengths)
 
     def _pieces_of(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The same of some; ASCII is cleaned here, at a tenth of the graph's cost."""
+        """The same of some."""
         if self._literals:
             return self._arrays(self._pieces(tf.constant(sentences)))
-        others = [number for number, sentence in enumerate(sentences) if not sentence.isascii()]
-        plain = list(sentences)
+        return self._ascii_apart(sentences, self._pieces_of_words)
+
+    def _pieces_of_words(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Between spaces nothing depends on what else there is, so words that are ASCII go the short way."""
+        parts = [_NOT_ASCII.split(sentence) for sentence in sentences]
+        tokens, lengths = self._ascii_apart(
+            list(itertools.chain.from_iterable(parts)),
+            lambda words: self._arrays(self._pieces(tf.constant(words))),
+        )
+        return tokens, np.add.reduceat(lengths, np.cumsum([0, *map(len, parts[:-1])]))
+
+    def _ascii_apart(self, texts: list[str], pieces_of: Callable) -> tuple[np.ndarray, np.ndarray]:
+        """ASCII is cleaned here, at a tenth of the graph's cost; other texts are those of `pieces_of`."""
+        others = [number for number, text in enumerate(texts) if not text.isascii()]
+        plain = list(texts)
         for number in others:
             plain[number] = ""
         plain = "\0".join(plain).encode().translate(None, _DELETED).split(b"\0")
         tokens, lengths = self._arrays(self._plain_pieces(tf.constant(plain)))
         if others:
-            added, counts = self._arrays(self._pieces(tf.constant([sentences[number] for number in others])))
+            added, counts = pieces_of([texts[number] for number in others])
             tokens = np.insert(tokens, np.repeat(np.cumsum(lengths)[others], counts), added)
             lengths[others] = counts
         return tokens, lengths
