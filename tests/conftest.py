@@ -104,3 +104,15 @@ def tiny_bundle(tiny_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "tiny"
     bundle.export(tiny_run, folder)
     return folder
+
+
+def fresh_flags(patch):
+    """Flags as a new process has them, for run.main to be called once more."""
+    from absl import flags
+
+    import run
+    from keras_bert_app import command_line
+
+    values = flags.FlagValues()
+    for module in (run, command_line):
+        patch.setattr(module, "FLAGS", values)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from absl import flags
+from conftest import fresh_flags
 
 import run
 from keras_bert_app.errors import UserError
@@ -309,7 +309,7 @@ def command_of(monkeypatch):
 
     def call(*arguments):
         seen = []
-        monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+        fresh_flags(monkeypatch)
         monkeypatch.setattr(launch, "run", lambda *given: seen.append(given) or 75)
         monkeypatch.chdir(ROOT)
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the config file before

@@ -14,8 +14,7 @@ import keras
 import killed
 import numpy as np
 import pytest
-from absl import flags
-from conftest import tiny_config, tiny_rows
+from conftest import fresh_flags, tiny_config, tiny_rows
 
 import run
 from keras_bert_app import evaluation
@@ -65,7 +64,7 @@ def document(number):
 def verb(*arguments):
     """`run.py ARGUMENTS`, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "FLAGS", flags.FlagValues())
+        fresh_flags(patch)
         patch.delitem(run.sys.modules, "config_config", raising=False)  # the config file before
         run.main(list(arguments))
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from absl import flags
-from conftest import tiny_config, tiny_rows
+from conftest import fresh_flags, tiny_config, tiny_rows
 
 import run
 from keras_bert_app.errors import UserError
@@ -26,7 +25,7 @@ def config_of(monkeypatch):
 
     def call(*arguments):
         seen = []
-        monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+        fresh_flags(monkeypatch)
         monkeypatch.setitem(
             run.VERBS, "finetune", (lambda: seen.append(run.FLAGS.config), *run.VERBS["finetune"][1:])
         )
@@ -144,7 +143,7 @@ def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(config_of, tmp
     ],
 )
 def test_a_wrong_command_is_refused(monkeypatch, arguments, message):
-    monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+    fresh_flags(monkeypatch)
     with pytest.raises(UserError) as error:
         run.main(arguments)
     assert message in str(error.value)
@@ -152,7 +151,7 @@ def test_a_wrong_command_is_refused(monkeypatch, arguments, message):
 
 def tokenize(monkeypatch, capsys, *arguments):
     """What `run.py tokenize ARGUMENTS` prints, and its exit code."""
-    monkeypatch.setattr(run, "FLAGS", flags.FlagValues())
+    fresh_flags(monkeypatch)
     code = 0
     try:
         run.main(["tokenize", *map(str, arguments)])
