@@ -207,25 +207,22 @@ def _freeze(section: type, values: Mapping[str, Any], path: str):
     for key in dataclasses.fields(section):
         if key.name not in values:
             continue
-        where, value = f"{path}.{key.name}", values[key.name]
-        if dataclasses.is_dataclass(hints[key.name]):
-            result[key.name] = _frozen_section(hints[key.name], value, where)
-        elif typing.get_origin(hints[key.name]) is tuple:
-            if not isinstance(value, list | tuple):
-                raise UserError(f"{where} is {value!r}; it takes a tuple of sections")
-            part_type = typing.get_args(hints[key.name])[0]
-            result[key.name] = tuple(
-                _frozen_section(part_type, part, f"{where}[{place}]") for place, part in enumerate(value)
-            )
-        else:
-            result[key.name] = _checked(where, value, hints[key.name], key.metadata)
+        result[key.name] = _frozen(hints[key.name], values[key.name], f"{path}.{key.name}", key.metadata)
     return section(**result)
 
 
-def _frozen_section(section: type, value: Any, where: str):
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {value!r}; it takes a section of keys")
-    return _freeze(section, value, where)
+def _frozen(hint: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {value!r}; it takes a section of keys")
+        return _freeze(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        part = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            parts = "sections" if dataclasses.is_dataclass(part) else "values"
+            raise UserError(f"{where} is {value!r}; it takes a tuple of {parts}")
+        return tuple(_frozen(part, one, f"{where}[{place}]", metadata) for place, one in enumerate(value))
+    return _checked(where, value, hint, metadata)
 
 
 def _checked(where: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:

@@ -78,6 +78,18 @@ def test_phases_are_frozen_sections_that_go_through_json_and_back():
     assert freeze(json.loads(json.dumps(configuration.to_dict(config)))) == config
 
 
+def test_pieces_that_are_never_split_go_through_json_and_back():
+    config = frozen("text.never_split", ["[MASK]", "[SEP]"])
+    assert config.text.never_split == ("[MASK]", "[SEP]")
+    assert freeze(json.loads(json.dumps(configuration.to_dict(config)))) == config
+    with pytest.raises(UserError, match=r"config\.text\.never_split\[1\] is 3; it takes a"):
+        frozen("text.never_split", ("[MASK]", 3))
+    with pytest.raises(
+        UserError, match=r"config\.text\.never_split is '\[MASK\]'; it takes a tuple of values"
+    ):
+        frozen("text.never_split", "[MASK]")
+
+
 @pytest.mark.parametrize(
     ("phases", "message"),
     [

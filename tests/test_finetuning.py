@@ -164,7 +164,6 @@ def test_another_vocabulary_than_that_of_the_weights_is_refused(config, tmp_path
         ("lower_case", False, True),
         ("strip_accents", False, True),
         ("split_chinese", False, True),
-        ("never_split", ("[MASK]",), ()),
     ],
 )
 def test_other_tokenizer_options_than_those_of_the_weights_are_refused(config, tmp_path, name, wish, trained):
@@ -176,6 +175,12 @@ def test_other_tokenizer_options_than_those_of_the_weights_are_refused(config, t
     options = TokenizerOptions(**{name: wish})
     pretrained = dataclasses.replace(pretrained, tokenizer_options=options)
     assert finetuning.describe(config, _RECORDS, pretrained).tokenizer_options == options
+
+
+def test_literals_are_the_configs_to_say_whatever_the_weights_had(config, tmp_path):
+    config = _changed(config, "text", vocabulary=None, never_split=("[MASK]",))
+    described = finetuning.describe(config, _RECORDS, _pretrained(tmp_path))
+    assert described.tokenizer_options == TokenizerOptions(never_split=("[MASK]",))
 
 
 def test_options_that_the_config_leaves_open_are_those_of_the_weights(config, tmp_path):

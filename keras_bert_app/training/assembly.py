@@ -115,13 +115,15 @@ def choose_tokenizer(config: Config, pretrained: Pretrained | None) -> tuple[Voc
             raise UserError(
                 "config.text.vocabulary isn't the one that config.init was trained with; leave it unset"
             )
+        # Whether texts may have literals is the user's to say; it changes nothing else of a text.
+        literals = {name: wishes.pop(name) for name in ("never_split",) if name in wishes}
         for name, wish in wishes.items():
             if wish != (trained := getattr(pretrained.tokenizer_options, name)):
                 raise UserError(
                     f"config.text.{name} is {wish}, but config.init was trained with {trained}; "
                     "leave it unset"
                 )
-        return pretrained.vocabulary, pretrained.tokenizer_options
+        return pretrained.vocabulary, dataclasses.replace(pretrained.tokenizer_options, **literals)
     if vocabulary is None:
         raise UserError(
             "neither config.init nor config.text.vocabulary is set; one of them has to bring a vocabulary"
