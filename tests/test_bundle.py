@@ -79,6 +79,7 @@ def test_the_tokenizers_options_go_into_the_bundle(run_copy):
     assert json.loads(json.dumps(content["tokenizer"])) == {
         "vocabulary_sha256": description.vocabulary.sha256,
         "max_length": description.max_length,
+        "truncation": description.truncation,
         "lower_case": False,
         "strip_accents": True,
         "split_chinese": False,
