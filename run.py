@@ -35,7 +35,7 @@ def tokenize(*texts):
     from keras_bert_app.data.readers import read_texts
     from keras_bert_app.text import comparison
     from keras_bert_app.text.tokenizer import BertTokenizer
-    from keras_bert_app.training import assembly
+    from keras_bert_app.training import initial
 
     if bool(texts) == bool(FLAGS.input):
         raise UserError(
@@ -44,7 +44,7 @@ def tokenize(*texts):
     given = [os.fsencode(text) for text in texts]
     if FLAGS.input:
         given = (row[features.TEXT] for row in read_texts(FLAGS.input, {features.TEXT: features.TEXT}))
-    tokenizer = BertTokenizer(*assembly.load_tokenizer(FLAGS.source, _given(TOKENIZER_OPTIONS)))
+    tokenizer = BertTokenizer(*initial.load_tokenizer(FLAGS.source, _given(TOKENIZER_OPTIONS)))
     if not FLAGS.compare:
         return print(comparison.table(tokenizer, list(given)))
     count = num_different = 0
@@ -149,6 +149,40 @@ def predict():
     print(f"{count} answers in {FLAGS.output}")
 
 
+def import_():
+    """Someone's weights to a run's folder, which every verb takes: Hugging Face, Google, KerasHub and others.
+
+    The source is a folder or file, or a packaged name. What it lacks, a head or the pooler, starts fresh
+    only where --fresh names it.
+    """
+    from keras_bert_app.training import importing
+
+    options = _given(VOCABULARY_OPTIONS) if FLAGS.tokenizer else None
+    print(importing.import_weights(FLAGS.source, Path(FLAGS.output), FLAGS.fresh or (), FLAGS.pairs, options))
+
+
+def publish():
+    """A run's best checkpoint for others: a Hugging Face or KerasHub folder, Google's checkpoint, .keras."""
+    from keras_bert_app.export import publishing
+
+    formats = (*publishing.FORMATS, publishing.KERAS)
+    if FLAGS.format not in formats:
+        raise UserError(f"--format is {FLAGS.format!r}; it takes one of {', '.join(formats)}")
+    print(publishing.publish(Path(FLAGS.workdir), FLAGS.format, Path(FLAGS.output)))
+
+
+def inspect(*sources):
+    """Show what a run or someone's weights are made of: architecture, tokenizer, provenance, hashes, tensors.
+
+    run.py inspect SOURCE
+    """
+    from keras_bert_app import inspection
+
+    if len(sources) != 1:
+        raise UserError("inspect takes one source, such as: run.py inspect runs/sentiment")
+    print(inspection.inspect(sources[0]))
+
+
 def export():
     """Write a workdir's best checkpoint as the next version of a bundle for TensorFlow Serving."""
     from keras_bert_app.export import bundle
@@ -196,7 +230,7 @@ WORKDIR = string("workdir", "the run's folder")
 INPUT = string(
     "input", "file to read; for vocab and prepare also a folder, or a pattern such as 'corpus/*.txt'"
 )
-OUTPUT = string("output", "file (vocab, predict) or folder (prepare, evaluate) to write")
+OUTPUT = string("output", "file (vocab, predict) or folder (prepare, evaluate, import, publish) to write")
 VOCAB_SIZE = whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
 VOCABULARY_OPTIONS = (
     yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
@@ -214,6 +248,17 @@ SOURCE = string(
     "source",
     "a run's or Hugging Face folder, a packaged name (minilm-l6), or a vocab.txt, which the options are for",
 )
+FROM = string(
+    "source", "a folder or file of weights, such as a Hugging Face folder, or a packaged name (minilm-l6)"
+)
+FRESH = listed(
+    "fresh", "layers, with commas between, that the source lacks and that start fresh: pooler, head"
+)
+PAIRS = yes_or_no("pairs", "the classifier is asked about pairs of texts", False)
+TOKENIZER = yes_or_no(
+    "tokenizer", "take the tokenizer too; --notokenizer for one of another kind than WordPiece", True
+)
+FORMAT = string("format", "huggingface, google, kerashub or keras")
 COMPARE = string("compare", "a Hugging Face folder, whose tokenizer is asked too")
 NUM_WORKERS = whole_number("num_workers", "processes; if not given, one a core", least=1)
 BEAM = string(
@@ -247,6 +292,9 @@ VERBS = {
     "launch": (launch, (WORKERS, HANG_SECONDS, RESTARTS), ()),
     "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),
     "predict": (predict, (WORKDIR, INPUT, OUTPUT), ("workdir", "input", "output")),
+    "import": (import_, (FROM, OUTPUT, FRESH, PAIRS, TOKENIZER, *VOCABULARY_OPTIONS), ("source", "output")),
+    "publish": (publish, (WORKDIR, FORMAT, OUTPUT), ("workdir", "format", "output")),
+    "inspect": (inspect, (), ()),
     "export": (export, (WORKDIR, EXPORT_DIR), ("workdir", "export_dir")),
     "verify": (verify, (EXPORT_DIR,), ("export_dir",)),
     "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT), ("export_dir",)),
@@ -254,7 +302,7 @@ VERBS = {
     "demo": (demo, (), ()),
 }
 # What verbs take besides flags; see command_line.parse.
-TAKES = {"tokenize": "texts", "query": "texts", "launch": "verb"}
+TAKES = {"tokenize": "texts", "query": "texts", "inspect": "texts", "launch": "verb"}
 
 
 def main(arguments: list[str]) -> None:

@@ -104,12 +104,12 @@ def minilm() -> dict[str, Contestant]:
     from keras_bert_app.model import BertEncoder
     from keras_bert_app.text.packing import TextPacker
     from keras_bert_app.text.tokenizer import BertTokenizer
-    from keras_bert_app.training.assembly import load_pretrained
+    from keras_bert_app.training.initial import load_pretrained
 
     weights = load_pretrained("minilm-l6")
     encoder = BertEncoder(**weights.encoder)
     encoder.build(None)
-    assign(encoder, weights.tensors, "minilm-l6")
+    assign(encoder, weights)
     packer = TextPacker(BertTokenizer(weights.vocabulary, weights.tokenizer_options), 128)
     encode = tf.function(lambda batch: encoder(batch)[features.SEQUENCE])
     return {MINILM: Contestant(lambda texts: packer([tf.constant(texts)]), encode, None)}

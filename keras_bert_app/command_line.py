@@ -34,9 +34,9 @@ def whole_number(
     return name, define, help, default
 
 
-def yes_or_no(name: str, help: str) -> Flag:
-    """--name, --noname, or neither: None."""
-    return name, lambda _: flags.DEFINE_bool(name, None, help, flag_values=FLAGS), help, None
+def yes_or_no(name: str, help: str, default: bool | None = None) -> Flag:
+    """--name, --noname, or neither: the default."""
+    return name, lambda _: flags.DEFINE_bool(name, default, help, flag_values=FLAGS), help, default
 
 
 def listed(name: str, help: str) -> Flag:

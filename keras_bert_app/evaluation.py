@@ -19,6 +19,7 @@ from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pretraining import HELD_OUT
 from keras_bert_app.data.readers import Record, read_texts
 from keras_bert_app.files import atomic_file
+from keras_bert_app.tasks import TASKS
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.training import checkpoints, finetuning, pretraining
@@ -45,7 +46,10 @@ class Predictor:
         self.description, self.model = folders.load_best_model(
             workdir, folders.inference_precision(self.config)
         )
-        self.task, self.packer = self.description.task, self.description.packer()
+        self.task = self.description.task
+        if self.task.name not in TASKS or self.description.vocabulary is None:
+            self.description.check_texts(workdir)
+        self.packer = self.description.packer()
         self._strategy = make_strategy(TrainConfig())
         self.prepare = self.task.preparation(self.config, self.description.vocabulary)
         self._predict = make_predict_step(self._strategy, self.model, self.task, self.prepare)
@@ -69,12 +73,14 @@ def evaluate_test(workdir: Path) -> str:
     examples that its own evaluation used: those of documents held out.
     """
     predictor = Predictor(workdir)
-    if predictor.task.name == PretrainingTask.name:
+    if predictor.task.name == PretrainingTask.name and predictor.config.data.train:
         folder = pretraining.phase_folders(predictor.config)[-1]
         examples = pretraining.load_examples(folder, HELD_OUT)
         pretraining.check_examples(predictor.config, examples, predictor.description)
         more = {"unigram_entropy": unigram_entropy(examples, predictor.prepare)}
         return _evaluate(predictor, examples, f"held out of {folder}", workdir, more_metrics=more)
+    if predictor.config.data.train is None:
+        return f"no test metrics: {workdir} was imported; give a labelled file as --input"
     records = finetuning.load_splits(predictor.config).test
     name = predictor.config.data.test or f"held out of {predictor.config.data.train} by hash"
     if not records:

@@ -7,7 +7,7 @@ Shape legend, used at line ends throughout the project:
     N  attention heads            D  size of one head (H / N)
     H  hidden size                F  intermediate (feed-forward) size
     V  vocabulary size            C  classes
-    L  encoder layers
+    L  encoder layers             E  width of the embeddings, H unless they are projected
 """
 
 # Columns of a record, as files have them and as string signatures take them.
@@ -38,7 +38,7 @@ SEQUENCE = "sequence"  # float [B, S, H]
 POOLED = "pooled"  # float [B, H]
 HIDDEN_STATES = "hidden_states"  # L + 1 times float [B, S, H], embeddings first
 ATTENTION_WEIGHTS = "attention_weights"  # L times float [B, N, S, S]
-TOKEN_EMBEDDINGS = "token_embeddings"  # float [V, H]; the weights, for a decoder tied to them
+TOKEN_EMBEDDINGS = "token_embeddings"  # float [V, E]; the weights, for a decoder tied to them
 
 # What heads and signatures give.
 LOGITS = "logits"  # float32 [B, C]

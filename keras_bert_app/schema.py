@@ -50,8 +50,16 @@ class EncoderConfig:
     num_heads: int | None = _key(None, "attention heads; divides hidden_dim", least=1)
     hidden_dim: int | None = _key(None, "width of the residual stream", least=1)
     intermediate_dim: int | None = _key(None, "width of the feed-forward layer", least=1)
-    max_positions: int | None = _key(None, "learned positions", least=1)
-    num_segments: int | None = _key(None, "segment (token type) embeddings", least=1)
+    max_positions: int | None = _key(None, "longest sequence that positions are there for", least=1)
+    num_segments: int | None = _key(
+        None, "segment (token type) embeddings; one is added to every token, whatever its segment", least=0
+    )
+    position_offset: int | None = _key(
+        None, "row of the position table that the first token has; RoBERTa leaves two unused", least=0
+    )
+    embedding_dim: int | None = _key(
+        None, "width of the embeddings, where it isn't hidden_dim and a projection follows", least=1
+    )
     activation: str | None = _key(None, "of the feed-forward layer", one_of=("gelu", "gelu_new", "relu"))
     epsilon: float | None = _key(None, "of layer normalisation", least=0)
     dropout: float | None = _key(None, "rate after embeddings, attention and feed-forward", least=0, below=1)
@@ -60,8 +68,11 @@ class EncoderConfig:
     position_type: str | None = _key(None, "of position embeddings", one_of=("learned", "sinusoidal"))
     pooling: str | None = _key(
         None,
-        "pooled output: first token through a dense tanh layer, masked mean, or max",
+        "pooled output: first token through a dense layer, masked mean, or max",
         one_of=("first", "mean", "max"),
+    )
+    pooler_activation: str | None = _key(
+        None, "of the pooler, for pooling first; BERT has tanh", one_of=("tanh", "gelu", "relu")
     )
 
 
@@ -72,6 +83,7 @@ ENCODER_DEFAULTS = EncoderConfig(
     intermediate_dim=3072,
     max_positions=512,
     num_segments=2,
+    position_offset=0,
     activation="gelu",
     epsilon=1e-12,
     dropout=0.1,
@@ -79,6 +91,7 @@ ENCODER_DEFAULTS = EncoderConfig(
     initializer_range=0.02,
     position_type="learned",
     pooling="first",
+    pooler_activation="tanh",
 )
 
 
@@ -89,6 +102,9 @@ class TaskConfig:
     name: str = _key("classification", "a key of keras_bert_app.tasks.TASKS")
     class_weights: str = _key(
         "none", "balanced: weight each class by the inverse of its share", one_of=("none", "balanced")
+    )
+    head_dropout: float | None = _key(
+        None, "rate before the classifier; None: encoder.dropout", least=0, below=1
     )
 
 
@@ -233,7 +249,13 @@ class Config:
     seed: int = _key(0, "of fresh weights, order and dropout", least=0)
     init: str | None = _key(
         None,
-        "weights to start from: a packaged name (minilm-l6), folder, .safetensors file, workdir; None: fresh",
+        "weights to start from: whatever `run.py import` takes, or a workdir; None: fresh",
+    )
+    init_head: bool = _key(
+        False, "take the classifier of `init` too, which needs the same labels; else it starts fresh"
+    )
+    fresh: tuple[str, ...] = _key(
+        (), "layers that start fresh though there is `init`: pooler, masked_head, pair_head"
     )
     text: TextConfig = TextConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -53,7 +53,12 @@ def test_the_bundle_says_what_it_is_and_where_it_comes_from(tiny_bundle, tiny_ru
     extra = tiny_bundle / "1" / "assets.extra"
     content = json.loads((extra / "bundle.json").read_text("utf-8"))
     assert content["format_version"] == 1
-    assert content["task"] == {"name": "classification", "labels": ["gut", "übel"], "text_inputs": ["text"]}
+    assert content["task"] == {
+        "name": "classification",
+        "labels": ["gut", "übel"],
+        "text_inputs": ["text"],
+        "head_dropout": None,
+    }
     description = folders.ModelDescription.load(tiny_run)
     assert content["tokenizer"]["vocabulary_sha256"] == description.vocabulary.sha256
     assert (extra / "vocab.txt").read_bytes() == (tiny_run / "vocab.txt").read_bytes()

@@ -36,7 +36,11 @@ def test_a_frozen_config_goes_through_json_and_back():
     [
         ("train.lerning_rate", 1.0, "unknown key config.train.lerning_rate; did you mean config.train.lea"),
         ("learning_rate", 1.0, "unknown key config.learning_rate; did you mean config.train.learning_rate?"),
-        ("xyzzy", 1, "unknown key config.xyzzy; at the top there are seed, init, text, encoder, task,"),
+        (
+            "xyzzy",
+            1,
+            "unknown key config.xyzzy; at the top there are seed, init, init_head, fresh, text,",
+        ),
         ("train", 3, "config.train is 3; it takes a section of keys"),
         ("train.batch_size", "32", "config.train.batch_size is '32'; it takes a whole number"),
         ("train.batch_size", 1.5, "config.train.batch_size is 1.5; it takes a whole number"),

@@ -1,8 +1,6 @@
 """The encoder against transformers' on real weights, its invariances, and its life as a Keras layer."""
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,12 +10,11 @@ import torch
 import transformers
 
 from keras_bert_app import features
-from keras_bert_app.config import EncoderConfig, complete_encoder
+from keras_bert_app.config import EncoderConfig, complete_encoder, to_dict
 from keras_bert_app.convert import huggingface, pretrained
 from keras_bert_app.model import BertEmbeddings, BertEncoder, SelfAttention, TransformerBlock
 from keras_bert_app.model.embeddings import sinusoidal_positions
 from keras_bert_app.model.encoder import within_texts
-from keras_bert_app.tasks.classification import ClassificationTask
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer
 
@@ -83,7 +80,7 @@ def encoders(weights):
     for dtype in ("float32", "float64"):
         result[dtype] = BertEncoder(**weights.encoder, dtype=dtype)
         result[dtype].build(None)
-        pretrained.assign(result[dtype], weights.tensors, "minilm")
+        pretrained.assign(result[dtype], weights)
     return result
 
 
@@ -133,11 +130,130 @@ def test_a_text_alone_is_the_text_in_a_batch(encoders, dtype, tolerance):
 def test_real_weights_find_two_sentences_as_near_as_their_model_card_does(weights):
     encoder = BertEncoder(**weights.encoder, pooling="mean")
     encoder.build(None)
-    pretrained.assign(encoder, weights.tensors, "minilm", optional=("pooler/",))
+    pretrained.assign(encoder, weights)
     packer = TextPacker(BertTokenizer(weights.vocabulary, weights.tokenizer_options), 128)
     texts = ["A man is eating food.", "A man is eating a piece of bread."]
     one, other = numpy_outputs(encoder(packer([tf.constant(texts)])))[features.POOLED]
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(0.7553, abs=1e-4)
+
+
+# Parts of names in transformers' models -> in ours; replaced in this order.
+NAME_PARTS = {
+    "electra.": "",
+    "distilbert.": "",
+    "encoder.layer.": "block_",
+    "transformer.layer.": "block_",
+    "attention.output.LayerNorm": "attention_norm",
+    "attention.output.dense": "attention.output",
+    "attention.self": "attention",
+    "output.LayerNorm": "output_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "q_lin": "query",
+    "k_lin": "key",
+    "v_lin": "value",
+    "out_lin": "output",
+    "sa_layer_norm": "attention_norm",
+    "ffn.lin1": "intermediate",
+    "ffn.lin2": "output",
+    "output_layer_norm": "output_norm",
+    "word_embeddings": "token",
+    "position_embeddings": "position",
+    "token_type_embeddings": "segment",
+    "LayerNorm": "norm",
+    "embeddings_project": "embeddings.projection",
+    "pooler.dense": "pooler",
+    "pre_classifier": "pooler",
+    "classifier.dense": "pooler",
+}
+SIZES = {
+    "vocab_size": 50,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "layer_norm_eps": 1e-5,
+}
+
+
+def roberta():
+    config = transformers.RobertaConfig(**SIZES, type_vocab_size=1, max_position_embeddings=34)
+    settings = {"num_segments": 1, "position_offset": 2, "epsilon": 1e-5}
+    return transformers.RobertaModel(config), settings
+
+
+def distilbert():
+    sizes = {"vocab_size": 50, "n_layers": 2, "n_heads": 4, "dim": 16, "hidden_dim": 24}
+    config = transformers.DistilBertConfig(**sizes, max_position_embeddings=32)
+    theirs = transformers.DistilBertForSequenceClassification(config)
+    theirs.classifier = torch.nn.Identity()  # the logits are the pooled vector then
+    return theirs, {"num_segments": 0, "pooler_activation": "relu"}
+
+
+def electra():
+    config = transformers.ElectraConfig(**SIZES, embedding_size=8, max_position_embeddings=32)
+    theirs = transformers.ElectraForSequenceClassification(config)
+    theirs.classifier.out_proj = torch.nn.Identity()
+    return theirs, {"embedding_dim": 8, "pooler_activation": "gelu", "epsilon": 1e-5}
+
+
+def assign_redrawn(encoder, theirs):
+    """Redraw every tensor of a model of transformers, and set our weights, all of them, to the same."""
+    ours = pretrained.relative_paths(encoder)
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in theirs.state_dict().items():
+        tensor.normal_(0, 0.3, generator=generator)
+        for one, other in NAME_PARTS.items():
+            name = name.replace(one, other)
+        layer, kind = name.replace(".", "/").rsplit("/", 1)
+        ends = ("", "/embeddings", "/kernel", "/gamma") if kind == "weight" else ("/bias", "/beta")
+        (path,) = (layer + end for end in ends if layer + end in ours)
+        ours.pop(path).assign(tensor.numpy().T if path.endswith("kernel") else tensor.numpy())
+    assert not ours
+
+
+@pytest.mark.parametrize("make", [roberta, distilbert, electra])
+def test_a_relative_of_bert_gives_the_outputs_of_transformers(make):
+    theirs, settings = make()
+    encoder = tiny_encoder(**settings)
+    assign_redrawn(encoder, theirs)
+    batch = make_batch([3, 32, 17], pair=True, vocabulary_size=50)
+    tokens = batch[features.PADDING_MASK]
+    pad = theirs.config.pad_token_id
+    ids = np.where(tokens, np.maximum(batch[features.TOKEN_IDS], 2), pad)
+    given = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(tokens).long()}
+    if make is electra:
+        given["token_type_ids"] = torch.tensor(batch[features.SEGMENT_IDS]).long()
+    with torch.no_grad():
+        expected = theirs.eval()(**given, output_hidden_states=True)
+    # RoBERTa's and DistilBERT's segments are ignored.
+    outputs = numpy_outputs(encoder(batch | {features.TOKEN_IDS: ids}))
+    states = expected.hidden_states[-1].numpy()
+    pooled = expected.pooler_output if make is roberta else expected.logits
+    assert difference(outputs[features.SEQUENCE][tokens], states[tokens]) <= 2e-5
+    assert difference(outputs[features.POOLED], pooled) <= 2e-5
+
+
+def test_the_table_has_rows_for_the_offset_beside_the_positions():
+    encoder = tiny_encoder(position_offset=2)
+    assert encoder.embeddings.position.shape == (34, 16)
+    encoder(make_batch([32], vocabulary_size=50))
+
+
+def test_weights_are_there_only_where_they_are_needed():
+    paths = set(pretrained.relative_paths(tiny_encoder()))
+    narrow = set(pretrained.relative_paths(tiny_encoder(embedding_dim=8)))
+    assert narrow - paths == {"embeddings/projection/kernel", "embeddings/projection/bias"}
+    assert set(pretrained.relative_paths(tiny_encoder(embedding_dim=16))) == paths
+    without = set(pretrained.relative_paths(tiny_encoder(num_segments=0)))
+    assert paths - without == {"embeddings/segment/embeddings"}
+
+
+def test_settings_saved_before_there_were_relatives_mean_what_they_meant():
+    encoder = complete_encoder(EncoderConfig(), TINY)
+    assert (encoder.position_offset, encoder.embedding_dim, encoder.pooler_activation) == (0, None, "tanh")
+    again = BertEncoder(**to_dict(encoder), name="same").get_config()
+    assert again == BertEncoder(**TINY, name="same").get_config()
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean", "max"])
@@ -227,10 +343,12 @@ def test_dropout_works_in_training_only():
 
 
 LAYERS = [
-    BertEmbeddings(50, 16, 32, 3, "sinusoidal", 1e-5, 0.2, 0.03, name="mine", dtype="float64"),
+    BertEmbeddings(50, 16, 32, 3, "sinusoidal", 1e-5, 0.2, 0.03, 2, 8, name="mine", dtype="float64"),
     SelfAttention(4, 16, 0.2, 0.03, name="mine", dtype="mixed_bfloat16"),
     TransformerBlock(4, 16, 24, "relu", 1e-5, 0.2, 0.3, 0.03, name="mine"),
-    BertEncoder(50, 2, 4, 16, 24, 32, 3, "relu", 1e-5, 0.2, 0.3, 0.03, "sinusoidal", "max", name="mine"),
+    BertEncoder(
+        50, 2, 4, 16, 24, 32, 3, "relu", 1e-5, 0.2, 0.3, 0.03, "sinusoidal", "max", 2, 8, "relu", name="mine"
+    ),
 ]
 
 
@@ -256,45 +374,12 @@ def test_every_argument_of_a_layer_is_in_its_configuration():
         (lambda: SelfAttention(5, 16), "num_heads 5 doesn't divide hidden_dim 16"),
         (lambda: TransformerBlock(4, 16, 24, activation="swish"), "activation is 'swish'"),
         (lambda: BertEncoder(**TINY, pooling="last"), "pooling is 'last'"),
+        (lambda: BertEncoder(**TINY, pooler_activation="swish"), "pooler_activation is 'swish'"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_block_takes_the_mask_that_keras_hands_on():
-    ids = keras.Input((None,), dtype="int32")
-    embedded = keras.layers.Embedding(50, 16, mask_zero=True)(ids)
-    block = TransformerBlock(4, 16, 24)
-    model = keras.Model(
-        ids, keras.layers.GlobalAveragePooling1D()(TransformerBlock(4, 16, 24)(block(embedded)))
-    )
-    redraw(model)
-    short = np.array([[3, 4, 5]])
-    long = np.array([[3, 4, 5, 0, 0, 0]])
-    assert difference(model(short), model(long)) <= 1e-6
-    other = np.array([[3, 4, 5, 6, 6, 6]])
-    assert difference(model(short), model(other)) > 1e-3
-
-
-def test_a_block_takes_an_explicit_mask_and_gives_its_attention():
-    block, x = TransformerBlock(4, 16, 24), np.random.default_rng(0).normal(size=(2, 5, 16)).astype("float32")
-    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])
-    output, attention = block(x, mask=mask, return_attention_weights=True)
-    assert np.max(attention[1, :, :, 3:]) == 0 < np.min(attention[1, :, :, :3])
-    assert difference(output[1, :3], block(x[1:, :3])[0]) <= 1e-6
-
-
-def test_a_mask_of_rows_is_a_mask_of_places_that_all_see_the_same():
-    attention = redraw(SelfAttention(4, 16))
-    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype("float32")
-    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])
-    of_places = np.broadcast_to(mask[:, None, :], (2, 5, 5))
-    assert difference(attention(x, mask=mask), attention(x, mask=of_places)) == 0
-    one_way = np.tril(of_places)
-    _, weights = attention(x, mask=one_way, return_attention_weights=True)
-    assert np.array_equal(np.asarray(weights) > 0, np.broadcast_to(one_way[:, None], (2, 4, 5, 5)))
 
 
 def test_positions_start_anew_at_each_text():
@@ -304,77 +389,12 @@ def test_positions_start_anew_at_each_text():
     assert np.array_equal(seen, numbers[:, :, None] == numbers[:, None, :])
 
 
-@pytest.mark.parametrize("position_type", ["learned", "sinusoidal"])
-def test_given_positions_are_taken_from_the_table(position_type):
-    embeddings = BertEmbeddings(50, 16, max_positions=32, position_type=position_type)
+@pytest.mark.parametrize("settings", [{}, {"position_offset": 2}, {"position_type": "sinusoidal"}])
+def test_given_positions_are_taken_from_the_table(settings):
+    embeddings = BertEmbeddings(50, 16, max_positions=32, **settings)
     batch = make_batch([9, 9], vocabulary_size=50)
     ids, segments = batch[features.TOKEN_IDS], batch[features.SEGMENT_IDS]
     places = np.arange(9)[None].repeat(2, axis=0)
     assert difference(embeddings(ids, segments, places), embeddings(ids, segments)) == 0
     back = embeddings(ids[:, ::-1], segments, places[:, ::-1])
     assert difference(back[:, ::-1], embeddings(ids, segments)) <= 1e-6
-
-
-def test_two_encoders_live_in_one_model(tmp_path):
-    inputs = {
-        f"{side}_{name}": keras.Input((None,), dtype=dtype, name=f"{side}_{name}")
-        for side in ("left", "right")
-        for name, dtype in features.ENCODER_INPUTS.items()
-    }
-    pooled = [
-        BertEncoder(**TINY)({name: inputs[f"{side}_{name}"] for name in features.ENCODER_INPUTS})[
-            features.POOLED
-        ]
-        for side in ("left", "right")
-    ]
-    model = redraw(keras.Model(inputs, keras.layers.Concatenate()(pooled)))
-    assert len({weight.path for weight in model.weights}) == len(model.weights)
-    encoders = [layer for layer in model.layers if isinstance(layer, BertEncoder)]
-    one, other = (set(pretrained.relative_paths(encoder)) for encoder in encoders)
-    assert one == other and len(one) == len(encoders[0].weights)
-    batch = make_batch([4, 7], vocabulary_size=50)
-    both = {f"{side}_{name}": value for side in ("left", "right") for name, value in batch.items()}
-    output = model(both)
-    alone = [encoder(batch)[features.POOLED] for encoder in encoders]
-    assert difference(output, np.concatenate(alone, axis=-1)) <= 1e-6
-    model.save(tmp_path / "two.keras")
-    assert difference(keras.saving.load_model(tmp_path / "two.keras")(both), output) == 0
-
-
-LOAD_AND_RUN = """
-import sys
-import numpy as np
-import keras
-import keras_bert_app.model
-folder = sys.argv[1]
-for name in sys.argv[2:]:
-    model = keras.saving.load_model(f"{folder}/{name}.keras")
-    np.savez(f"{folder}/{name}.npz", **model.predict_on_batch(dict(np.load(f"{folder}/batch.npz"))))
-print(*(name for name in sys.modules if name.startswith("keras_bert_app.")), "tensorflow_text" in sys.modules)
-"""
-
-
-def test_a_saved_model_is_the_same_in_a_process_that_imports_the_model_package_only(tmp_path):
-    batch = make_batch([3, 9, 20], pair=True, vocabulary_size=50)
-    np.savez(tmp_path / "batch.npz", **batch)
-    task, wanted = ClassificationTask(["no", "yes"], [features.TEXT]), {}
-    for name, settings, precision in (
-        ("learned", {"pooling": "first", "activation": "gelu_new"}, "float32"),
-        ("sinusoidal", {"pooling": "mean", "position_type": "sinusoidal", "epsilon": 1e-5}, "mixed_bfloat16"),
-    ):
-        encoder = complete_encoder(EncoderConfig(**settings), TINY)
-        model = redraw(task.build_model(encoder, precision))
-        model.save(tmp_path / f"{name}.keras")
-        wanted[name] = model.predict_on_batch(batch)[features.LOGITS]
-    process = subprocess.run(
-        [sys.executable, "-c", LOAD_AND_RUN, str(tmp_path), *wanted],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    *modules, has_tensorflow_text = process.stdout.split()
-    assert not [name for name in modules if name.split(".")[1] not in ("model", "features")]
-    assert has_tensorflow_text == "False"
-    for name, logits in wanted.items():
-        np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npz")[features.LOGITS], logits)

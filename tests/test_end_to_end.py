@@ -2,8 +2,10 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import tiny_config, tiny_rows
 
 from keras_bert_app import evaluation
@@ -119,3 +121,6 @@ def test_pairs_are_trained_exported_and_served(tmp_path):
         assert_same(client.predict(texts, pairs), wanted)
         with pytest.raises(ServerError):
             client.predict(texts)
+    layer = keras.layers.TFSMLayer(str(tmp_path / "exported" / "1"), call_endpoint="serving_default")
+    answers = layer({"text": tf.constant(texts), "text_pair": tf.constant(pairs)})
+    assert [label.decode() for label in answers["label"].numpy()] == [row["label"] for row in wanted]

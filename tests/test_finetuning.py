@@ -13,9 +13,10 @@ from keras_bert_app import features
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
+from keras_bert_app.model.networks import Network
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
-from keras_bert_app.training import assembly, finetuning, workdir
+from keras_bert_app.training import assembly, finetuning, initial, workdir
 
 _PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very", "the", "is"]
 
@@ -53,7 +54,7 @@ def _changed(config, section, **changes):
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
 
 
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+@pytest.mark.parametrize("strategy", [pytest.param("none", marks=pytest.mark.slow), "mirrored"])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(config, tmp_path, strategy):
     config = _changed(config, "train", strategy=strategy, num_devices=2 if strategy == "mirrored" else None)
     killed.assert_same_bits_when_killed("finetune", config, tmp_path, last=8, saved=6)
@@ -76,10 +77,10 @@ def test_a_run_ends_with_the_best_checkpoint_as_a_keras_model(config, tmp_path):
     )
 
     # The folder is weights to start another run from: the encoder comes along, the head stays fresh.
-    pretrained = assembly.load_pretrained(str(tmp_path / "run"))
+    pretrained = initial.load_pretrained(str(tmp_path / "run"))
     fresh = description.task.build_model(description.encoder, "float32")
     head = {weight.path: weight.numpy() for weight in fresh.weights if not weight.path.startswith("encoder/")}
-    assembly.initialise(fresh, pretrained)
+    assembly.initialise(fresh, pretrained, config, description.task)
     for weight, trained in zip(fresh.weights, model.weights, strict=True):
         expected = head.get(weight.path, trained.numpy())
         np.testing.assert_array_equal(weight.numpy(), expected, err_msg=weight.path)
@@ -140,14 +141,15 @@ def test_a_part_without_examples_is_refused(config, tmp_path):
 
 
 def test_unknown_weights_are_refused_with_the_names_there_are(config):
-    with pytest.raises(UserError, match=r"config\.init is 'nothing'.*minilm-l6"):
-        assembly.load_pretrained("nothing")
+    with pytest.raises(UserError, match=r"'nothing': no such file or folder, nor a packaged .*minilm-l6"):
+        initial.load_pretrained("nothing")
 
 
 def _pretrained(tmp_path, positions=32):
     (tmp_path / "other.txt").write_text("\n".join([*_PIECES, "more"]) + "\n")
     encoder = {"vocabulary_size": len(_PIECES) + 1, "max_positions": positions}
-    return Pretrained(encoder, Vocabulary.load(tmp_path / "other.txt"), TokenizerOptions(), {})
+    vocabulary = Vocabulary.load(tmp_path / "other.txt")
+    return Pretrained(Network("encoder"), encoder, vocabulary, TokenizerOptions(), {})
 
 
 _RECORDS = [_record("a", "x"), _record("b", "y")]

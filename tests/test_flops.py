@@ -1,5 +1,7 @@
 """Operations against those that PyTorch counts while transformers' models run."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -26,9 +28,9 @@ ENCODER = complete_encoder(
 )
 
 
-def counted(model_class, **settings):
+def counted(model_class, config_class=transformers.BertConfig, **settings):
     """What transformers' model computes for a text of each length, one after another."""
-    config = transformers.BertConfig(
+    config = config_class(
         vocab_size=70,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -60,6 +62,15 @@ def test_the_heads_compute_what_those_of_transformers_do():
     assert masked == counted(transformers.BertForMaskedLM)
     classifier = ClassificationTask(["a", "b", "c"], [features.TEXT]).forward_flops(every, ENCODER, LENGTHS)
     assert classifier == counted(transformers.BertForSequenceClassification, num_labels=3)
+
+
+def test_narrow_embeddings_are_projected_and_masked_tokens_back():
+    narrow = dataclasses.replace(ENCODER, embedding_dim=8, pooling="mean")
+    settings = {"config_class": transformers.ElectraConfig, "embedding_size": 8}
+    assert encoder_flops(narrow, LENGTHS) == counted(transformers.ElectraModel, **settings)
+    every = Config(masking=MaskingConfig(rate=1.0))
+    masked = PretrainingTask("none").forward_flops(every, narrow, LENGTHS)
+    assert masked == counted(transformers.ElectraForMaskedLM, **settings)
 
 
 @pytest.mark.parametrize(("most", "masked"), [(None, 0.15 * 165), (10, 0.15 * 37 + 10)])

@@ -44,9 +44,9 @@ def test_a_head_comes_back_from_its_configuration():
     assert again.dtype_policy == head.dtype_policy
 
 
-def masked_head_inputs():
+def masked_head_inputs(embedding_dim=8):
     draw = np.random.default_rng(1)
-    sequence, embeddings = draw.normal(size=(3, 6, 8)), draw.normal(size=(11, 8))
+    sequence, embeddings = draw.normal(size=(3, 6, 8)), draw.normal(size=(11, embedding_dim))
     return (
         sequence.astype("float32"),
         np.array([[0, 5], [3, 3], [1, 0]], "int32"),
@@ -54,13 +54,13 @@ def masked_head_inputs():
     )
 
 
-def test_masked_logits_are_the_gathered_vectors_times_the_embeddings():
-    head, (sequence, positions, embeddings) = (
-        MaskedLanguageModelHead("relu", epsilon=1e-3),
-        masked_head_inputs(),
-    )
+@pytest.mark.parametrize("width", [8, 5])
+def test_masked_logits_are_the_gathered_vectors_times_the_embeddings(width):
+    head = MaskedLanguageModelHead("relu", epsilon=1e-3)
+    sequence, positions, embeddings = masked_head_inputs(width)
     head.build(sequence.shape, positions.shape, embeddings.shape)
-    assert [tuple(weight.shape) for weight in head.weights] == [(11,), (8, 8), (8,), (8,), (8,)]
+    shapes = [tuple(weight.shape) for weight in head.weights]
+    assert shapes == [(11,), (8, width), (width,), (width,), (width,)]
     draw = np.random.default_rng(2)
     for weight in head.weights:
         weight.assign(draw.normal(size=weight.shape))

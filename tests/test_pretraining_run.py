@@ -25,7 +25,7 @@ from keras_bert_app.export import bundle
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
-from keras_bert_app.training import assembly, checkpoints, finetuning, pretraining
+from keras_bert_app.training import assembly, checkpoints, finetuning, initial, pretraining
 from keras_bert_app.training import workdir as folders
 
 # ml_collections' own, when it loads a config file.
@@ -148,7 +148,7 @@ def test_a_run_begun_again_from_its_middle_hides_the_same_tokens_and_ends_with_t
         assert one.read_bytes() == other.read_bytes(), name
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits_dropout_and_masking_on(folder, tmp_path, replicas):
     config = read_config(
         folder / "config.py",
@@ -241,15 +241,12 @@ def test_a_classifier_starts_from_the_encoder(folder, tmp_path, capsys):
     config = dataclasses.replace(config, encoder=Config().encoder)
     finetuning.finetune(config, tmp_path / "run")
     said = capsys.readouterr().err
-    assert (
-        f"encoder weights from {folder}/run; freshly initialised: head/logits/kernel, head/logits/bias\n"
-        in said
-    )
+    assert f"weights from {folder}/run; freshly initialised: head/logits/kernel, head/logits/bias\n" in said
     assert "left out: masked_head/" in said
     description = folders.ModelDescription.load(tmp_path / "run")
     assert description.vocabulary.sha256 == Vocabulary.load(folder / "vocab.txt").sha256
     model = description.task.build_model(description.encoder, "float32")
-    assembly.initialise(model, assembly.load_pretrained(config.init))
+    assembly.initialise(model, initial.load_pretrained(config.init), config, description.task)
     step = folders.best_step(folder / "run")
     saved = checkpoints.read_tensors(checkpoints.folder_of(folder / "run", step) / checkpoints.MODEL)
     for weight in model.get_layer("encoder").weights:
@@ -268,11 +265,12 @@ def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, c
     pretraining.pretrain(config, tmp_path / "run")
     assert "pair" not in evaluation.evaluate_test(tmp_path / "run").lower().replace("nsp", "pair")
     task = finetuning.TASKS["classification"](["a", "b"], ["text"])
-    pretrained = assembly.load_pretrained(str(tmp_path / "run"))
+    pretrained = initial.load_pretrained(str(tmp_path / "run"))
+    model = task.build_model(complete_encoder(Config().encoder, pretrained.encoder), "float32")
+    with pytest.raises(UserError, match=r"for fresh ones: --config.fresh=\"\('head', 'pooler'\)\""):
+        assembly.initialise(model, pretrained, Config(), task)
     capsys.readouterr()
-    assembly.initialise(
-        task.build_model(complete_encoder(Config().encoder, pretrained.encoder), "float32"), pretrained
-    )
+    assembly.initialise(model, pretrained, Config(fresh=("pooler",)), task)
     assert "freshly initialised: encoder/pooler/kernel, encoder/pooler/bias, head/" in capsys.readouterr().err
 
 
@@ -328,7 +326,7 @@ def test_a_pretraining_run_answers_no_texts(folder, tmp_path):
     )
     for call in calls:
         with pytest.raises(
-            UserError, match=r"is a pretraining run, which answers no texts; fine-tune it first: "
+            UserError, match=r"holds a pretraining network, which answers no texts; fine-tune it first: "
         ):
             call()
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]

@@ -13,8 +13,7 @@ import transformers
 
 from keras_bert_app import features
 from keras_bert_app.config import EncoderConfig, complete_encoder
-from keras_bert_app.convert import huggingface
-from keras_bert_app.convert.pretrained import assign, relative_paths
+from keras_bert_app.convert.huggingface_families import FAMILIES
 from keras_bert_app.errors import UserError
 from keras_bert_app.tasks.pretraining import PAIR_OBJECTIVES, PretrainingTask
 from keras_bert_app.text.masking import TokenMasker, masked_positions
@@ -33,18 +32,6 @@ TINY = complete_encoder(
     },
 )
 # Ours below the head, theirs, and whether theirs is transposed.
-MASKED_HEAD_ROWS = (
-    ("dense/kernel", "cls.predictions.transform.dense.weight", True),
-    ("dense/bias", "cls.predictions.transform.dense.bias", False),
-    ("norm/gamma", "cls.predictions.transform.LayerNorm.weight", False),
-    ("norm/beta", "cls.predictions.transform.LayerNorm.bias", False),
-    ("bias", "cls.predictions.bias", False),
-)
-PAIR_HEAD_ROWS = (
-    ("logits/kernel", "cls.seq_relationship.weight", True),
-    ("logits/bias", "cls.seq_relationship.bias", False),
-)
-
 # Keras' own, on saving and on reading a variable.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -127,15 +114,10 @@ def reference_loss(model, batch):
 
 
 def by_our_paths(tensors):
-    """Their tensors by name -> ours by layer and path; each must be there and none may be left."""
+    """Their tensors by name -> ours by path; each must be there and none may be left."""
     tensors = {name.removeprefix("bert."): value.numpy() for name, value in tensors.items()}
-    ours = {"encoder": {}, "masked_head": {}, "pair_head": {}}
-    for path, theirs, transform, _ in huggingface.name_rows(TINY.num_layers):
-        ours["encoder"][path] = transform(tensors.pop(theirs))
-    for layer, rows in (("masked_head", MASKED_HEAD_ROWS), ("pair_head", PAIR_HEAD_ROWS)):
-        for path, theirs, transposed in rows:
-            tensor = tensors.pop(theirs)
-            ours[layer][path] = tensor.T if transposed else tensor
+    rows = FAMILIES["bert"].theirs(PretrainingTask("nsp").network, TINY).rows
+    ours = {row.ours: row.transform.ours(tensors.pop(row.theirs)) for row in rows}
     assert not tensors
     return ours
 
@@ -156,16 +138,13 @@ def test_loss_and_every_gradient_are_those_of_transformers(activation, dtype, fl
     task = PretrainingTask("nsp")
     settings = {name: value for name, value in vars(TINY).items() if name != "activation"}
     model = task.build_model(EncoderConfig(**settings, activation=activation), dtype)
-    for name, tensors in values.items():
-        assign(model.get_layer(name), tensors, "transformers")
+    variables = {weight.path: weight for weight in model.weights}
+    assert variables.keys() == values.keys()
+    for path, weight in variables.items():
+        weight.assign(values[path])
     with tf.GradientTape() as tape:
         losses = averages(task, task.losses(model(inputs_of(batch), training=False), batch), batch)
         loss = tf.add_n(list(losses.values()))
-    variables = {
-        (name, path): weight
-        for name in values
-        for path, weight in relative_paths(model.get_layer(name)).items()
-    }
     gradients = tape.gradient(loss, [weight.value for weight in variables.values()])
     gradients = {
         key: tf.convert_to_tensor(value).numpy() for key, value in zip(variables, gradients, strict=True)
@@ -173,13 +152,10 @@ def test_loss_and_every_gradient_are_those_of_transformers(activation, dtype, fl
 
     assert set(losses) == {"mlm_loss", "nsp_loss"} and len(variables) == len(model.trainable_variables)
     assert float(loss) == pytest.approx(their_loss.item(), rel=1e-6)
-    whole = np.sqrt(
-        sum(np.sum(np.square(tensor)) for tensors in expected.values() for tensor in tensors.values())
-    )
-    for (name, path), gradient in gradients.items():
-        wanted = expected[name][path]
-        allowed = 1e-4 * max(np.linalg.norm(wanted), floor * whole)
-        assert np.linalg.norm(gradient - wanted) <= allowed, f"{name}/{path}"
+    whole = np.sqrt(sum(np.sum(np.square(tensor)) for tensor in expected.values()))
+    for path, gradient in gradients.items():
+        allowed = 1e-4 * max(np.linalg.norm(expected[path]), floor * whole)
+        assert np.linalg.norm(gradient - expected[path]) <= allowed, path
 
 
 def test_predictions_that_stand_for_nothing_change_nothing():
@@ -239,7 +215,8 @@ def test_a_batch_without_masked_tokens_has_metrics():
 def test_every_weight_has_a_gradient_whatever_the_objective(objective, precision):
     task, batch = PretrainingTask(objective), make_batch()
     model = redraw(task.build_model(TINY, precision))
-    assert task.get_config() == {"pair_objective": objective, "packed": False}
+    fields = {"packed": False, "masked_activation": None, "masked_epsilon": None}
+    assert task.get_config() == {"pair_objective": objective} | fields
     with tf.GradientTape() as tape:
         losses = averages(task, task.losses(model(inputs_of(batch), training=True), batch), batch)
         loss = tf.add_n(list(losses.values()))

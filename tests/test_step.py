@@ -40,7 +40,13 @@ def _relative_difference(optimizer, precision, **other):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("precision", "bound"), BOUNDS)
 @pytest.mark.parametrize(
-    "other", [{"replicas": 2}, {"accumulation": 2}, {"replicas": 2, "accumulation": 3}], ids=str
+    "other",
+    [
+        {"replicas": 2},
+        {"accumulation": 2},
+        pytest.param({"replicas": 2, "accumulation": 3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_replicas_and_parts_make_the_update_of_one_with_uneven_masked_counts(
     optimizer, precision, bound, other

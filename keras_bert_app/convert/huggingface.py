@@ -1,149 +1,109 @@
-"""A Hugging Face BERT folder or safetensors file -> encoder settings, tokenizer, tensors under our names."""
+"""A Hugging Face folder of BERT or a relative <-> settings, tokenizer, tensors under our names."""
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from keras_bert_app.config import EncoderConfig, complete_encoder
-from keras_bert_app.convert.huggingface_tokenizer import load_tokenizer, read_json
-from keras_bert_app.convert.pretrained import Pretrained
+from keras_bert_app.convert import rows, weight_files
+from keras_bert_app.convert.huggingface_families import FAMILIES, Family
+from keras_bert_app.convert.huggingface_tokenizer import load_tokenizer, save_tokenizer
+from keras_bert_app.convert.pretrained import Pretrained, Tensor
 from keras_bert_app.errors import UserError
+from keras_bert_app.model.networks import LABELLED, Network
+from keras_bert_app.text.vocabulary import PAD
 
-
-def _same(tensor):
-    return tensor
-
-
-def _transposed(tensor):
-    return tensor.T
-
-
-# Our variable's path, their tensor's name, ours from theirs, theirs from ours. {i} counts the blocks.
-# PyTorch's linear layers hold [out, in], Keras' dense layers [in, out].
-EMBEDDING_ROWS = (
-    ("embeddings/token/embeddings", "embeddings.word_embeddings.weight", _same, _same),
-    ("embeddings/position", "embeddings.position_embeddings.weight", _same, _same),
-    ("embeddings/segment/embeddings", "embeddings.token_type_embeddings.weight", _same, _same),
-    ("embeddings/norm/gamma", "embeddings.LayerNorm.weight", _same, _same),
-    ("embeddings/norm/beta", "embeddings.LayerNorm.bias", _same, _same),
-)
-_BLOCK_LAYERS = (
-    ("attention/query", "attention.self.query"),
-    ("attention/key", "attention.self.key"),
-    ("attention/value", "attention.self.value"),
-    ("attention/output", "attention.output.dense"),
-    ("intermediate", "intermediate.dense"),
-    ("output", "output.dense"),
-)
-_BLOCK_NORMS = (("attention_norm", "attention.output.LayerNorm"), ("output_norm", "output.LayerNorm"))
-BLOCK_ROWS = (
-    *(
-        (f"block_{{i}}/{ours}/kernel", f"encoder.layer.{{i}}.{theirs}.weight", _transposed, _transposed)
-        for ours, theirs in _BLOCK_LAYERS
-    ),
-    *(
-        (f"block_{{i}}/{ours}/bias", f"encoder.layer.{{i}}.{theirs}.bias", _same, _same)
-        for ours, theirs in _BLOCK_LAYERS
-    ),
-    *(
-        (f"block_{{i}}/{ours}/gamma", f"encoder.layer.{{i}}.{theirs}.weight", _same, _same)
-        for ours, theirs in _BLOCK_NORMS
-    ),
-    *(
-        (f"block_{{i}}/{ours}/beta", f"encoder.layer.{{i}}.{theirs}.bias", _same, _same)
-        for ours, theirs in _BLOCK_NORMS
-    ),
-)
-POOLER_ROWS = (
-    ("pooler/kernel", "pooler.dense.weight", _transposed, _transposed),
-    ("pooler/bias", "pooler.dense.bias", _same, _same),
-)
-
-# Names that the oldest files spell differently, google-bert/bert-base-uncased among them.
-OLD_SPELLINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
-# Tensors that are left out on purpose, with the reason that the user is told.
-LEFT_OUT = (
-    (r"embeddings\.position_ids", "a constant"),
-    (r"(cls|classifier|qa_outputs)\..*", "a head; only the encoder is taken"),
-)
-
-# Their config.json's key for each of ours.
-CONFIG_KEYS = {
-    "vocabulary_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "num_segments": "type_vocab_size",
-    "activation": "hidden_act",
-    "epsilon": "layer_norm_eps",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "initializer_range": "initializer_range",
-}
-# Their settings that change what the network computes, and the only value that ours computes.
-FIXED = {
-    "model_type": ("bert",),
-    "position_embedding_type": ("absolute", None),
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
-}
+CONFIG = "config.json"
 ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_new"}
 
 
-def load(path: str | Path) -> Pretrained:
-    """Read a folder with config.json, model.safetensors and a tokenizer's files, or that .safetensors file.
+def load(path: str | Path, tokenizer: Mapping[str, Any] | None = {}) -> Pretrained:
+    """Read a folder with config.json, weights and a tokenizer's files, or a .safetensors file in such a one.
 
-    Every tensor is taken, or left out for a stated reason. Their shapes are `pretrained.assign`'s to check.
+    Every tensor is taken, or left out for a stated reason; a head or pooler may be missing. The kind of
+    network is told by the tensors, and where they don't tell, by `architectures`.
+
+    Args:
+        tokenizer: None: it isn't looked at. Options are refused, as the files state them.
 
     Raises:
-        UserError: a file is missing or broken, the architecture isn't BERT's, the tokenizer does what ours
-            doesn't, or tensors are unknown or missing; the message names all of them.
+        UserError: a file is missing or broken, the architecture is none of FAMILIES, the tokenizer does what
+            ours doesn't, or tensors don't fit; the message names all of them.
     """
     path = Path(path)
-    weights = path / "model.safetensors" if path.is_dir() else path
-    folder = weights.parent
-    settings = read_json(folder / "config.json")
-    encoder = encoder_settings(settings, folder / "config.json")
-    vocabulary, options = load_tokenizer(folder)
-    # Some pad the embedding beyond the vocabulary.
-    if len(vocabulary) > encoder["vocabulary_size"]:
-        raise UserError(
-            f"{vocabulary.where} has {len(vocabulary)} pieces, but {folder / 'config.json'} says "
-            f"vocab_size {encoder['vocabulary_size']}; the two don't belong together"
-        )
-    tensors, left_out = _read_tensors(weights, encoder["num_layers"])
-    return Pretrained(
-        encoder=encoder,
-        vocabulary=vocabulary,
-        tokenizer_options=options,
-        tensors=tensors,
-        left_out=left_out,
-        provenance={"format": "huggingface", "path": str(path), "sha256": _sha256(weights)},
+    folder = path if path.is_dir() else path.parent
+    settings, where = weight_files.read_json(folder / CONFIG), folder / CONFIG
+    family = find_family(settings, where)
+    encoder = encoder_settings(settings, where)
+    if path.is_dir():
+        files, tensors = weight_files.find_tensors(folder)
+    else:
+        files, tensors = [path], weight_files.safetensors(path)
+    if encoder["num_layers"] > len(tensors):
+        raise UserError(f"{where}: {encoder['num_layers']} layers, but {path} has {len(tensors)} tensors")
+    network = find_network(family, settings, tensors, where)
+    encoder |= _without_pooler(family, network, tensors)
+    whole = complete_encoder(EncoderConfig(), encoder)
+    found, missing, left_out = rows.match(
+        family.theirs(network, whole), tensors, rows.sizes(whole, network), str(path)
     )
+    if tokenizer:
+        raise UserError(f"--{min(tokenizer)}: {folder} says itself what is done to text")
+    vocabulary, options = (None, None) if tokenizer is None else load_tokenizer(folder)
+    # Some pad the embedding beyond the vocabulary.
+    if vocabulary and len(vocabulary) > encoder["vocabulary_size"]:
+        raise UserError(
+            f"{vocabulary.where} has {len(vocabulary)} pieces, but {where} says "
+            f"{family.keys['vocabulary_size']} {encoder['vocabulary_size']}; the two don't belong together"
+        )
+    padding = encoder["position_offset"] - 1
+    if vocabulary and padding >= 0 and vocabulary.ids[PAD] != padding:
+        raise UserError(
+            f"{where}: pad_token_id is {padding}, which counts for no position, but {PAD} has the id "
+            f"{vocabulary.ids[PAD]} in {vocabulary.where}; the two don't belong together"
+        )
+    provenance = {
+        "path": str(path),
+        "class": family.classes[network.kind],
+        "sha256": weight_files.sha256(files),
+    }
+    return Pretrained(network, encoder, vocabulary, options, found, missing, left_out, provenance)
+
+
+def find_family(settings: Mapping[str, Any], where: Path) -> Family:
+    """By model_type; without one it is BERT.
+
+    Raises:
+        UserError: another one.
+    """
+    model_type = settings.get("model_type", "bert")
+    if model_type not in FAMILIES:
+        raise UserError(f"{where}: model_type is {model_type!r}; it takes one of {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
 
 
 def encoder_settings(settings: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """Their config.json -> the keys of config.EncoderConfig.
 
     Raises:
-        UserError: a key is missing, its value impossible, or a setting asks for another network than BERT's.
+        UserError: a key is missing, its value impossible, or a setting asks for another network than ours.
     """
-    for key, allowed in FIXED.items():
-        if settings.get(key) not in allowed and not (key == "model_type" and key not in settings):
+    family = find_family(settings, where)
+    for key, allowed in family.fixed.items():
+        if settings.get(key) not in allowed:
             raise UserError(f"{where}: {key} is {settings[key]!r}; only {allowed[0]!r} can be loaded")
-    missing = [theirs for theirs in CONFIG_KEYS.values() if settings.get(theirs) is None]
+    missing = [theirs for theirs in family.keys.values() if settings.get(theirs) is None]
     if missing:
         raise UserError(f"{where}: not a BERT configuration, {', '.join(missing)} missing")
-    encoder = {ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()}
+    encoder = {ours: settings[theirs] for ours, theirs in family.keys.items()} | family.implied
     encoder["activation"] = ACTIVATION_NAMES.get(str(encoder["activation"]), encoder["activation"])
+    if "position_offset" not in encoder:
+        # transformers' create_position_ids_from_input_ids
+        encoder["position_offset"] = offset = int(settings.get("pad_token_id") or 0) + 1
+        encoder["max_positions"] -= offset
     try:
         complete_encoder(EncoderConfig(), encoder)
     except UserError as error:
@@ -151,49 +111,159 @@ def encoder_settings(settings: Mapping[str, Any], where: Path) -> dict[str, Any]
     return encoder
 
 
-def name_rows(num_layers: int) -> Iterable[tuple]:
-    """The rows above for an encoder of so many blocks."""
-    yield from EMBEDDING_ROWS
-    for i in range(num_layers):
-        for ours, theirs, transform, inverse in BLOCK_ROWS:
-            yield ours.format(i=i), theirs.format(i=i), transform, inverse
-    yield from POOLER_ROWS
+def find_network(
+    family: Family, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
+) -> Network:
+    """What is on top of the encoder, by the tensors that are there, else by `architectures`.
 
-
-def _read_tensors(path: Path, num_layers: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    Raises:
+        UserError: neither tells, or labels can't be what they are said to be.
+    """
+    names = {family.short_name(name) for name in tensors}
+    stated = settings.get("architectures") or []
+    kinds = {name: kind for kind, name in family.classes.items()}
+    stated = [kinds[name] for name in stated if isinstance(name, str) and name in kinds]
+    own = {kind: _own_names(family, kind) & names for kind in family.heads}
+    most = max(map(len, own.values()))
+    candidates = [kind for kind in own if len(own[kind]) == most]
+    if not most:
+        kind = stated[0] if stated else "encoder"
+    elif len(candidates) == 1:
+        kind = candidates[0]
+    else:
+        kind = next((kind for kind in stated if kind in candidates), None)
+        if kind is None:
+            classes = ", ".join(family.classes[kind] for kind in candidates)
+            raise UserError(
+                f"{where}: architectures is {settings.get('architectures')!r}, but its weights have a head "
+                f'of one of {classes}; write the right one there, such as "architectures": '
+                f'["{family.classes[candidates[0]]}"]'
+            )
+    if kind not in LABELLED:
+        dropout = settings.get(family.head_dropout.get(kind, ""))
+        activation = family.masked_activation if kind == "masked_lm" else None
+        return Network(kind, head_dropout=dropout, masked_activation=activation)
+    labels = _labels(family, kind, settings, tensors, where)
+    problem_type = settings.get("problem_type") if kind == "sequence_classification" else None
     try:
-        with safe_open(path, framework="numpy") as file:
-            theirs = {name: _modern_name(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            rows = {name: (ours, transform) for ours, name, transform, _ in name_rows(num_layers)}
-            taken, left_out, unknown = {}, {}, []
-            for full_name, name in theirs.items():
-                reason = next((why for pattern, why in LEFT_OUT if re.fullmatch(pattern, name)), None)
-                if name in rows:
-                    ours, transform = rows.pop(name)
-                    taken[ours] = np.ascontiguousarray(transform(file.get_tensor(full_name)), "float32")
-                elif reason:
-                    left_out[full_name] = reason
-                else:
-                    unknown.append(full_name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: can't read the weights: {error}") from error
-    missing = [name for name in rows if not name.startswith("pooler.")]
-    if unknown or missing:
-        parts = [f"unknown: {', '.join(sorted(unknown))}"] if unknown else []
-        parts += [f"missing: {', '.join(sorted(missing))}"] if missing else []
-        raise UserError(
-            f"{path}: the tensors aren't those of a BERT encoder of {num_layers} layers; {'; '.join(parts)}"
-        )
-    return taken, left_out
+        return Network(kind, labels, problem_type, settings.get(family.head_dropout.get(kind, "")))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
-def _modern_name(name: str) -> str:
-    """A tensor's name in their file -> the name in the rows above."""
-    for old, new in OLD_SPELLINGS.items():
-        name = name.replace(old, new)
-    return name.removeprefix("bert.")
+def _own_names(family: Family, kind: str) -> set[str]:
+    """Names of a kind's heads, which the encoder of others has not."""
+    shared = {row.theirs for row in family.heads["encoder"]}
+    return {row.theirs for row in family.heads[kind]} - shared - {"pooler.dense.weight", "pooler.dense.bias"}
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _labels(family, kind, settings, tensors, where) -> tuple[str, ...]:
+    """id2label in the order of ids; LABEL_0 and so on where there is none, as transformers."""
+    given = settings.get("id2label")
+    if given is None:
+        bias = next(row.theirs for row in family.heads[kind] if row.ours == "head/logits/bias")
+        shapes = [tensor.shape for name, tensor in tensors.items() if family.short_name(name) == bias]
+        count = shapes[0][0] if shapes and shapes[0] else settings.get("num_labels", 2)
+        return tuple(f"LABEL_{number}" for number in range(count))
+    ids = sorted(given, key=lambda key: (len(str(key)), str(key))) if isinstance(given, dict) else None
+    if (
+        ids is None
+        or [str(key) for key in ids] != [str(number) for number in range(len(ids))]
+        or not all(isinstance(label, str) for label in given.values())
+        or len(set(given.values())) < len(given)
+    ):
+        raise UserError(f"{where}: id2label doesn't give each id from 0 on a label of its own")
+    return tuple(given[key] for key in ids)
+
+
+def _without_pooler(family: Family, network: Network, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """An encoder alone may have been saved without pooler; then it is one that needs none."""
+    names = {family.short_name(name) for name in tensors}
+    if network.kind != "encoder" or any(row.theirs in names for row in family.heads["encoder"]):
+        return {}
+    return {"pooling": "mean"}
+
+
+def save(pretrained: Pretrained, folder: Path, max_length: int) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files, for transformers' Auto classes.
+
+    Raises:
+        UserError: no family can hold the network; says why.
+    """
+    model_type, family = _family_for(pretrained)
+    network = pretrained.network
+    encoder = complete_encoder(EncoderConfig(), pretrained.encoder)
+    theirs = family.theirs(network, network.encoder(encoder))
+    what = f"{family.classes[network.kind]} of transformers"
+    tensors = rows.unmatch(theirs.rows, pretrained, rows.sizes(encoder, network), what)
+    tensors = {family.full_name(name, network.kind): array for name, array in tensors.items()}
+    # transformers takes no file without the framework's name.
+    save_file(tensors, folder / weight_files.SAFETENSORS, {"format": "pt"})
+    dtype = next(iter(tensors.values())).dtype.name
+    settings = _settings(model_type, family, encoder, network, pretrained) | {"dtype": dtype}
+    text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    if pretrained.vocabulary:
+        save_tokenizer(folder, pretrained.vocabulary, pretrained.tokenizer_options, max_length)
+
+
+def _family_for(pretrained: Pretrained) -> tuple[str, Family]:
+    """The first family whose settings can say what the network is.
+
+    Raises:
+        UserError: there is none; says what is in the way of each.
+    """
+    encoder = complete_encoder(EncoderConfig(), pretrained.encoder)
+    network, reasons = pretrained.network, []
+    for model_type, family in FAMILIES.items():
+        problems = []
+        if network.kind not in family.classes:
+            problems.append(f"no {network.kind} network")
+        elif (
+            "encoder/pooler/kernel" not in pretrained.tensors
+            and any(row.ours.startswith("encoder/pooler") for row in family.heads[network.kind])
+            and network.kind != "encoder"
+        ):
+            problems.append(f"a pooler, where this network has config.encoder.pooling {encoder.pooling}")
+        has_pooler = "encoder/pooler/kernel" in pretrained.tensors
+        for key, value in family.implied.items():
+            if getattr(encoder, key) != value and (has_pooler or key != "pooler_activation"):
+                problems.append(f"{key} {value!r}, not {getattr(encoder, key)!r}")
+        if "embedding_dim" not in family.keys and encoder.embedding_dim not in (None, encoder.hidden_dim):
+            problems.append(f"no embedding_dim but hidden_dim, not {encoder.embedding_dim}")
+        if encoder.num_segments == 0 and "num_segments" in family.keys:
+            problems.append("segments")
+        if "position_offset" not in family.implied and encoder.position_offset == 0:
+            problems.append("positions from 1 on at least")
+        activation = family.masked_activation or encoder.activation
+        if "masked_head" in network.heads:
+            if (network.masked_activation or encoder.activation) != activation:
+                problems.append(f"{activation} in the head that guesses words")
+            if network.masked_epsilon not in (None, encoder.epsilon):
+                problems.append(f"epsilon {encoder.epsilon:g} in the head that guesses words")
+        if encoder.position_type != "learned":
+            problems.append(f"learned positions, not {encoder.position_type} ones")
+        if not problems:
+            return model_type, family
+        reasons.append(f"{model_type} has {', '.join(problems)}")
+    raise UserError(f"{pretrained.where}: transformers can't hold this network: {'; '.join(reasons)}")
+
+
+def _settings(model_type, family, encoder, network, pretrained) -> dict[str, Any]:
+    settings = {"model_type": model_type, "architectures": [family.classes[network.kind]]}
+    settings |= {theirs: getattr(encoder, ours) for ours, theirs in family.keys.items()}
+    if "embedding_size" in settings:
+        settings["embedding_size"] = encoder.embedding_dim or encoder.hidden_dim
+    if "position_offset" not in family.implied:
+        settings["pad_token_id"] = encoder.position_offset - 1
+        settings["max_position_embeddings"] = encoder.max_positions + encoder.position_offset
+    elif pretrained.vocabulary:
+        settings["pad_token_id"] = pretrained.vocabulary.ids[PAD]
+    if network.kind in family.head_dropout and network.head_dropout is not None:
+        settings[family.head_dropout[network.kind]] = network.head_dropout
+    if network.labels:
+        settings["id2label"] = {str(number): label for number, label in enumerate(network.labels)}
+        settings["label2id"] = {label: number for number, label in enumerate(network.labels)}
+    if network.problem_type:
+        settings["problem_type"] = network.problem_type
+    return settings

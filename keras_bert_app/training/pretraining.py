@@ -12,7 +12,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.learning import learn_vocabulary
 from keras_bert_app.text.tokenizer import TokenizerOptions
-from keras_bert_app.training import assembly
+from keras_bert_app.training import assembly, initial
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.plan import State
 from keras_bert_app.training.progress import StagesProgress
@@ -58,7 +58,7 @@ def prepare(config: Config, pattern: str, output: Path, num_workers: int, beam: 
     Raises:
         UserError: anything in config, documents or output that the user can mend, or Beam isn't installed.
     """
-    vocabulary, tokenizer_options = assembly.choose_tokenizer(config, assembly.load_pretrained(config.init))
+    vocabulary, tokenizer_options = initial.choose_tokenizer(config, initial.load_pretrained(config.init))
     options = PrepareOptions(**to_dict(config.prepare), max_length=config.text.max_length, seed=config.seed)
     if beam:
         pipeline = _beam_pipeline()
@@ -117,7 +117,7 @@ def pretrain(config: Config, workdir: Path) -> State:
     strategy = assembly.start(config)
     train = [load_examples(folder, TRAIN) for folder in phase_folders(config)]
     evaluation = load_examples(phase_folders(config)[-1], HELD_OUT)
-    pretrained = assembly.load_pretrained(config.init)
+    pretrained = initial.load_pretrained(config.init)
     task = PretrainingTask(config.prepare.objective, config.prepare.pack)
     description = assembly.describe(config, task, pretrained)
     for examples in train:

@@ -23,7 +23,7 @@ import keras
 from keras_bert_app import config as configuration
 from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_file
-from keras_bert_app.tasks import TASKS
+from keras_bert_app.tasks import DESCRIBED
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -85,12 +85,15 @@ def _read_config(workdir: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What the network is, apart from its weights."""
+    """What the network is, apart from its weights.
+
+    vocabulary, tokenizer_options: None of a network imported without its tokenizer.
+    """
 
     task: Any
     encoder: configuration.EncoderConfig
-    vocabulary: Vocabulary
-    tokenizer_options: TokenizerOptions
+    vocabulary: Vocabulary | None
+    tokenizer_options: TokenizerOptions | None
     max_length: int
     truncation: str
 
@@ -103,38 +106,48 @@ class ModelDescription:
         """Refuse a model that isn't asked about texts.
 
         Raises:
-            UserError: it has only been pretrained; says how to go on.
+            UserError: it has only been pretrained or imported; says how to go on.
         """
         if not self.task.text_inputs:
             raise UserError(
-                f"{workdir} is a {self.task.name} run, which answers no texts; fine-tune it first: "
-                f"run.py finetune --config=FILE --config.init={workdir} --workdir=DIR"
+                f"{workdir} holds a {self.task.network.kind} network, which answers no texts; fine-tune it "
+                f"first: run.py finetune --config=FILE --config.init={workdir} --workdir=DIR"
             )
+        if self.vocabulary is None:
+            raise UserError(f"{workdir} was imported without a tokenizer, so that it reads no texts")
 
-    def save(self, workdir: Path, training_records_sha256: str) -> None:
+    def save(self, workdir: Path, training_records_sha256: str | None) -> None:
         """Write model.json and vocab.txt, or check that those there are the same.
 
         Raises:
             UserError: the run that is there has another network or other training records.
         """
-        content = {
-            "task": {"name": self.task.name} | self.task.get_config(),
-            "encoder": configuration.to_dict(self.encoder),
-            "tokenizer": self.tokenizer_options.get_config() | {"vocabulary_sha256": self.vocabulary.sha256},
-            "max_length": self.max_length,
-            "truncation": self.truncation,
-            "training_records_sha256": training_records_sha256,
-        }
-        if (workdir / "model.json").exists():
-            begun = _BEFORE | read_json(workdir / "model.json", "")
+        content = self._content() | {"training_records_sha256": training_records_sha256}
+        path = workdir / "model.json"
+        if path.exists():
+            begun = read_json(path, "") | self.load(workdir)._content()
             differences = configuration.differences(begun, content, "model")
             if differences:
                 raise UserError(
                     f"{workdir} was begun with other data or weights ({'; '.join(differences)}); "
                     "put them back to go on with that run, or give another --workdir"
                 )
-        self.vocabulary.save(workdir / "vocab.txt")
-        write_json(workdir / "model.json", content)
+        if self.vocabulary:
+            self.vocabulary.save(workdir / "vocab.txt")
+        write_json(path, content)
+
+    def _content(self) -> dict[str, Any]:
+        tokenizer = None
+        if self.vocabulary:
+            digest = {"vocabulary_sha256": self.vocabulary.sha256}
+            tokenizer = self.tokenizer_options.get_config() | digest
+        return {
+            "task": {"name": self.task.name} | self.task.get_config(),
+            "encoder": configuration.to_dict(self.encoder),
+            "tokenizer": tokenizer,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+        }
 
     @classmethod
     def load(cls, workdir: Path) -> "ModelDescription":
@@ -146,18 +159,21 @@ class ModelDescription:
         content = _BEFORE | read_json(
             workdir / "model.json", f"{workdir} has no model yet; `run.py finetune` or `pretrain` makes one"
         )
-        vocabulary = Vocabulary.load(workdir / "vocab.txt")
-        options = dict(content["tokenizer"])
-        if vocabulary.sha256 != options.pop("vocabulary_sha256"):
-            raise UserError(
-                f"{workdir / 'vocab.txt'} isn't the vocabulary that the model was made with; put that back"
-            )
+        vocabulary = options = None
+        if content["tokenizer"]:
+            vocabulary, options = Vocabulary.load(workdir / "vocab.txt"), dict(content["tokenizer"])
+            if vocabulary.sha256 != options.pop("vocabulary_sha256"):
+                raise UserError(
+                    f"{workdir / 'vocab.txt'} isn't the vocabulary that the model was made with; "
+                    "put that back"
+                )
+            options = TokenizerOptions(**options)
         arguments = dict(content["task"])
         return cls(
-            task=TASKS[arguments.pop("name")](**arguments),
-            encoder=configuration.EncoderConfig(**content["encoder"]),
+            task=DESCRIBED[arguments.pop("name")](**arguments),
+            encoder=configuration.complete_encoder(configuration.EncoderConfig(), content["encoder"]),
             vocabulary=vocabulary,
-            tokenizer_options=TokenizerOptions(**options),
+            tokenizer_options=options,
             max_length=content["max_length"],
             truncation=content["truncation"],
         )

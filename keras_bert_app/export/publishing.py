@@ -1,0 +1,103 @@
+"""A run's best checkpoint in other people's formats, whole or not there, read back before it appears."""
+
+import dataclasses
+import importlib.resources
+import os
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from keras_bert_app.convert.formats import FORMATS
+from keras_bert_app.convert.pretrained import Pretrained
+from keras_bert_app.errors import UserError
+from keras_bert_app.files import atomic_directory
+from keras_bert_app.training import initial
+from keras_bert_app.training import workdir as folders
+from keras_bert_app.training.assembly import save_keras_model
+
+KERAS = "keras"
+# What transformers' pipelines and model hubs call the jobs of these networks.
+_PIPELINES = {
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+    "multiple_choice": "multiple-choice",
+    "pretraining": "fill-mask",
+    "masked_lm": "fill-mask",
+}
+CARD = "README.md"
+
+
+def publish(workdir: Path, format: str, output: Path) -> str:
+    """Write `output` and return what there is to say about it.
+
+    Args:
+        format: a key of convert.formats.FORMATS, which makes a folder, or KERAS, a .keras file.
+
+    Raises:
+        UserError: the folder is no run's, `output` is there already, or the format can't hold the network.
+    """
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already; give another --output")
+    if format == KERAS:
+        if output.suffix != ".keras" or output.is_dir():
+            raise UserError(f"--output={output}: a Keras model is a file whose name ends in .keras")
+        save_keras_model(workdir, output)
+        return f"{output}: keras.saving.load_model reads it after `import keras_bert_app.model`"
+    pretrained = initial.load_run(workdir)
+    description = folders.ModelDescription.load(workdir)
+    with atomic_directory(output) as temporary:
+        FORMATS[format].save(pretrained, temporary, description.max_length)
+        again = _check(temporary, format, pretrained)
+        card = model_card(workdir, format, dataclasses.replace(pretrained, provenance=again.provenance))
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        count = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+    labels = pretrained.network.labels
+    lost = f"; {format} has no names for labels, {CARD} lists them" * bool(
+        labels and again.network.labels != labels
+    )
+    return f"{len(pretrained.tensors)} tensors, {count:,} bytes, read back and found equal{lost}: {output}"
+
+
+def _check(folder: Path, format: str, pretrained: Pretrained) -> Pretrained:
+    """Read what was written, as a stranger would.
+
+    Raises:
+        UserError: it isn't the same, bit by bit.
+    """
+    again = FORMATS[format].load(folder, {} if pretrained.vocabulary else None)
+    different = [
+        path
+        for path in pretrained.tensors.keys() | again.tensors.keys()
+        if path not in pretrained.tensors
+        or path not in again.tensors
+        or not np.array_equal(again.tensors[path].read(), pretrained.tensors[path].read())
+    ]
+    if different:
+        raise UserError(f"{format} changes {', '.join(sorted(different))}, so nothing was written")
+    return again
+
+
+def model_card(workdir: Path, format: str, pretrained: Pretrained) -> str:
+    """What someone who finds the files needs to know, as Markdown with a model hub's header."""
+    text = importlib.resources.files(__package__).joinpath("model_card.md.jinja").read_text("utf-8")
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": True}
+    template = environment.from_string(text)
+    metrics_path = workdir / "metrics.json"
+    metrics = folders.read_json(metrics_path, "")["metrics"] if metrics_path.exists() else {}
+    starts = folders.read_json(workdir / "provenance.json", f"{workdir}/provenance.json is missing")["starts"]
+    return template.render(
+        format=format,
+        pipeline=_PIPELINES.get(pretrained.network.kind),
+        network=pretrained.network,
+        encoder=pretrained.encoder,
+        vocabulary=pretrained.vocabulary,
+        options=pretrained.tokenizer_options,
+        class_name=pretrained.provenance.get("class"),
+        metrics={name: value for name, value in metrics.items() if isinstance(value, float | int)},
+        start=starts[-1],
+    )

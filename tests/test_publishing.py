@@ -1,0 +1,111 @@
+"""A run in other people's formats: whole, read back, and nothing where it can't be."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import keras_bert_app.model
+from keras_bert_app.convert import huggingface
+from keras_bert_app.convert.reference import random_batch
+from keras_bert_app.errors import UserError
+from keras_bert_app.export import publishing
+from keras_bert_app.training import workdir as folders
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_run):
+    """A batch and what the run's model answers."""
+    description, model = folders.load_best_model(tiny_run, "float32")
+    batch = random_batch(description.task.network, description.encoder)
+    return batch, np.asarray(model(batch)["logits"])
+
+
+def test_transformers_loads_a_published_run_and_answers_the_same(tiny_run, answers, tmp_path):
+    said = publishing.publish(tiny_run, "huggingface", tmp_path / "out")
+    assert "read back and found equal" in said
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    batch, expected = answers
+    with torch.no_grad():
+        logits = model(
+            input_ids=torch.tensor(batch["token_ids"]).long(),
+            token_type_ids=torch.tensor(batch["segment_ids"]).long(),
+            attention_mask=torch.tensor(batch["padding_mask"]).long(),
+        ).logits
+    np.testing.assert_allclose(logits.numpy(), expected, atol=2e-5)
+    assert model.config.id2label == {0: "gut", 1: "übel"}
+    assert model.config.problem_type == "single_label_classification"
+    classify = transformers.pipeline("text-classification", str(tmp_path / "out"))
+    assert classify("the film was great")[0]["label"] in ("gut", "übel")
+
+
+def test_the_card_says_what_it_is(tiny_run, tmp_path):
+    publishing.publish(tiny_run, "huggingface", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
+    for part in ("BertForSequenceClassification", "gut, übel.", "Not measured.", "WordPiece, 20 pieces"):
+        assert part in card
+
+
+def test_keras_loads_a_published_run_and_answers_the_same(tiny_run, answers, tmp_path):
+    publishing.publish(tiny_run, "keras", tmp_path / "classifier.keras")
+    batch, expected = answers
+    model = keras.saving.load_model(tmp_path / "classifier.keras")
+    np.testing.assert_array_equal(model(batch)["logits"], expected)
+    assert isinstance(model.get_layer("encoder"), keras_bert_app.model.BertEncoder)
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "message"),
+    [
+        ("huggingface", "there", "there is there already; give another --output"),
+        ("keras", "there", "there is there already; give another --output"),
+        ("keras", "model.h5", "a Keras model is a file whose name ends in .keras"),
+    ],
+)
+def test_what_can_not_be_written_is_refused(tiny_run, tmp_path, format, name, message):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        publishing.publish(tiny_run, format, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_network_that_the_format_can_not_hold_leaves_nothing(tiny_run, tmp_path, monkeypatch):
+    description = folders.ModelDescription.load(tiny_run)
+    encoder = {**vars(description.encoder), "position_type": "sinusoidal"}
+    load = publishing.initial.load_run
+    monkeypatch.setattr(
+        publishing.initial,
+        "load_run",
+        lambda workdir: publishing.dataclasses.replace(load(workdir), encoder=encoder),
+    )
+    with pytest.raises(UserError, match="transformers can't hold this network"):
+        publishing.publish(tiny_run, "huggingface", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_changes_a_tensor_is_found_out(tiny_run, tmp_path, monkeypatch):
+    save = huggingface.save
+
+    def wrong(pretrained, folder, max_length):
+        arrays = pretrained.arrays()
+        arrays["head/logits/bias"] = arrays["head/logits/bias"][::-1]
+        monkeypatch.setattr(type(pretrained), "arrays", lambda self: arrays)
+        save(pretrained, folder, max_length)
+
+    monkeypatch.setattr(huggingface, "save", wrong)
+    with pytest.raises(UserError, match="huggingface changes head/logits/bias, so nothing was written"):
+        publishing.publish(tiny_run, "huggingface", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_published_run_are_its_own(tiny_run, tmp_path):
+    publishing.publish(tiny_run, "huggingface", tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["architectures"] == ["BertForSequenceClassification"]
+    assert settings["num_hidden_layers"] == 2 and settings["hidden_act"] == "gelu"
+    assert settings["pad_token_id"] == 0
