@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import test_google
 import torch
 import transformers
 
@@ -13,6 +14,7 @@ from keras_bert_app.convert import huggingface
 from keras_bert_app.convert.reference import random_batch
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import publishing
+from keras_bert_app.training import importing, initial
 from keras_bert_app.training import workdir as folders
 
 
@@ -72,6 +74,38 @@ def test_what_can_not_be_written_is_refused(tiny_run, tmp_path, format, name, me
     with pytest.raises(UserError, match=message):
         publishing.publish(tiny_run, format, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("format", ["google", "kerashub"])
+def test_exact_gelu_is_refused_where_it_is_not_computed(tiny_run, tmp_path, format):
+    with pytest.raises(UserError, match="gelu"):
+        publishing.publish(tiny_run, format, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run made of a release of Google's, which every format can hold."""
+    folder = tmp_path_factory.mktemp("imported")
+    shape = test_google.SHAPES[0]
+    arrays = test_google.release_arrays(test_google.make_reference("sequence_classification", shape))
+    test_google.write_release(folder / "theirs", arrays, shape)
+    importing.import_weights(str(folder / "theirs"), folder / "run", tokenizer={})
+    return folder / "run"
+
+
+@pytest.mark.parametrize("format", ["huggingface", "google", "kerashub"])
+def test_what_every_format_can_hold_goes_out_and_comes_in_again(imported, tmp_path, format):
+    said = publishing.publish(imported, format, tmp_path / "out")
+    assert ("no names for labels" in said) is False  # They are LABEL_0 and so on.
+    importing.import_weights(str(tmp_path / "out"), tmp_path / "again", tokenizer={})
+    before, after = initial.load_run(imported), initial.load_run(tmp_path / "again")
+    assert before.network.kind == after.network.kind and before.network.labels == after.network.labels
+    one, other = before.arrays(), after.arrays()
+    assert one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
+    assert before.encoder == after.encoder
+    assert before.vocabulary.pieces == after.vocabulary.pieces
+    assert "SHA-256" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_network_that_the_format_can_not_hold_leaves_nothing(tiny_run, tmp_path, monkeypatch):

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from keras_bert_app.convert import google, huggingface
+from keras_bert_app.convert import google, huggingface, kerashub
 from keras_bert_app.errors import UserError
 
 # Each has load(path, tokenizer) and save(pretrained, folder, max_length).
-FORMATS = {"huggingface": huggingface, "google": google}
+FORMATS = {"huggingface": huggingface, "google": google, "kerashub": kerashub}
 
 _CHECKPOINT = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
@@ -23,9 +23,11 @@ def find_format(path: Path) -> str:
     names |= {f"{path.name}.index"} if Path(f"{path}.index").exists() else set()
     if {"saved_model.pb", google.CONFIG} & names or any(map(_CHECKPOINT.search, names)):
         return "google"
+    if any(name.endswith(".weights.h5") for name in names):
+        return "kerashub"
     if huggingface.CONFIG in names or any(name.endswith(".safetensors") for name in names):
         return "huggingface"
     raise UserError(
         f"{path}: no weights that can be read; give a Hugging Face folder with {huggingface.CONFIG}, a "
-        f"TensorFlow checkpoint with {google.CONFIG}, a SavedModel, or a run's folder"
+        f"TensorFlow checkpoint with {google.CONFIG}, a SavedModel, a KerasHub preset, or a run's folder"
     )
