@@ -3,10 +3,10 @@
     python -m benchmarks.import_cost --runs=3
 
 The weights are random; transformers writes them, and `run.py publish` the other formats. Each import runs
-once on a tiny network, which is what starting, importing libraries and comparing cost whatever the size, and
---runs times on BERT-base, in turns. Printed are the seconds that import itself states, from the source to the
-folder, the seconds of the whole command less those of the tiny one, and the same of memory at its peak:
-anonymous pages of all its processes, and RSS of the largest.
+--runs times on BERT-base and on a tiny network, in turns; the latter is what starting, importing libraries and
+comparing cost whatever the size. Printed are the least, median and largest of: the seconds that import itself
+states, from the source to the folder; the seconds of the whole command, less the tiny one's; and likewise
+memory at its peak, in megabytes: anonymous pages of all its processes, and RSS of the largest.
 """
 
 import json
@@ -96,18 +96,19 @@ def main(_) -> None:
     """Make the sources, import in turns, print."""
     with tempfile.TemporaryDirectory() as folder:
         sources = make_sources(Path(folder))
-        starts = {name: measure(sources[name, "tiny"]) for name in FORMATS.value}
-        results = {name: [] for name in FORMATS.value}
+        results = {key: [] for key in sources}
         for _ in range(RUNS.value):
-            for name in FORMATS.value:
-                results[name].append(measure(sources[name, "base"]))
-    for name, runs in results.items():
-        line = {"format": name, "source_megabytes": round(runs[0]["source_megabytes"])}
+            for key, source in sources.items():
+                results[key].append(measure(source))
+    for name in FORMATS.value:
+        line = {"format": name, "source_megabytes": round(results[name, "base"][0]["source_megabytes"])}
         for key in ("stated_seconds", "seconds", "anonymous", "largest_rss"):
-            less = 0 if key == "stated_seconds" else starts[name][key]
-            values = sorted(run[key] - less for run in runs)
+            start = statistics.median(run[key] for run in results[name, "tiny"])
+            less = 0 if key == "stated_seconds" else start
+            values = sorted(run[key] - less for run in results[name, "base"])
             line[key] = [round(value, 1) for value in (values[0], statistics.median(values), values[-1])]
-        print(json.dumps(line | {"start": {key: round(value, 1) for key, value in starts[name].items()}}))
+            line[f"{key}_of_tiny"] = round(start, 1)
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":

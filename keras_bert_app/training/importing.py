@@ -1,7 +1,6 @@
 """Someone's weights -> a run's folder that has trained for no steps, which every verb takes."""
 
 import dataclasses
-import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -164,23 +163,23 @@ def _fresh_arrays(model: keras.Model, fresh: Sequence[str]) -> dict[str, np.ndar
 
 
 def _prove(folder, pretrained, encoder, reference, fresh) -> str:
-    """Load what was written into the network, as every verb will, and compare it with the source library."""
-    network = pretrained.network
+    """Load what was written into the network, as every verb will, and compare it with the source library.
+
+    The library's process goes first: when it ends its memory is free, before the network takes as much.
+    """
+    network, name = pretrained.network, reference.library
+    batch = random_batch(network, encoder)
+    theirs = reference.outputs(pretrained, encoder, batch) if reference.is_there and not fresh else None
     model = network.build(encoder, "float32")
     written = checkpoints.folder_of(folder, 0) / checkpoints.MODEL
     assign(model, dataclasses.replace(pretrained, tensors=weight_files.safetensors(written)))
-    name = reference.library
     if not reference.is_there:
         return f"not compared: {name} isn't installed" if name else "not compared: there is no library to ask"
     if fresh:
         return f"not compared with {name}: {', '.join(fresh)} started fresh"
-    batch = random_batch(network, encoder)
-    ours = {key: np.asarray(value) for key, value in model(batch).items()}
-    del model
-    gc.collect()  # The library is about to make its own.
-    theirs = reference.outputs(pretrained, encoder, batch)
     if isinstance(theirs, str):
         return f"not compared: {name} couldn't load it: {theirs}"
+    ours = {key: np.asarray(value) for key, value in model(batch).items()}
     differences = largest_differences(ours, theirs, batch[features.PADDING_MASK])
     text = ", ".join(f"{key} {value:.1e}" for key, value in sorted(differences.items()))
     return f"largest difference to {name}'s {pretrained.provenance['class']} on random inputs: {text}"
