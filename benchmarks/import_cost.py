@@ -3,8 +3,8 @@
     python -m benchmarks.import_cost --runs=3
 
 The weights are random; transformers writes them, and `run.py publish` the other formats. Each import runs
---runs times on BERT-base and on a tiny network, in turns; the latter is what starting, importing libraries and
-comparing cost whatever the size. Printed are the least, median and largest of: the seconds that import itself
+--runs times on BERT-base and on a tiny network, in turns; the latter is what starting, importing libraries
+and comparing cost whatever the size. Printed are the least, median and largest of: the seconds that import itself
 states, from the source to the folder; the seconds of the whole command, less the tiny one's; and likewise
 memory at its peak, in megabytes: anonymous pages of all its processes, and RSS of the largest.
 """
@@ -30,7 +30,8 @@ SIZES = {
     "tiny": {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8},
     "base": {},
 }
-_SECONDS_BETWEEN_SAMPLES = 0.02
+# Each stops the process for some milliseconds.
+_SECONDS_BETWEEN_SAMPLES = 0.2
 
 
 def make_sources(folder: Path) -> dict[tuple[str, str], Path]:
