@@ -4,9 +4,9 @@
 
 The weights are random; transformers writes them, and `run.py publish` the other formats. Each import runs
 --runs times on BERT-base and on a tiny network, in turns; the latter is what starting, importing libraries
-and comparing cost whatever the size. Printed are the least, median and largest of: the seconds that import itself
-states, from the source to the folder; the seconds of the whole command, less the tiny one's; and likewise
-memory at its peak, in megabytes: anonymous pages of all its processes, and RSS of the largest.
+and comparing cost whatever the size. Printed are the least, median and largest of: the seconds that import
+itself states, from the source to the folder; the seconds of the whole command, less the tiny one's; and
+likewise memory at its peak, in megabytes: anonymous pages of all its processes, and RSS of the largest.
 """
 
 import json

@@ -13,8 +13,9 @@ from keras_bert_app import features
 from keras_bert_app.config import EncoderConfig, complete_encoder
 from keras_bert_app.convert import huggingface
 from keras_bert_app.convert.huggingface_families import FAMILIES
+from keras_bert_app.convert.library import huggingface_outputs
 from keras_bert_app.convert.pretrained import assign
-from keras_bert_app.convert.reference import huggingface_outputs, largest_differences, random_batch
+from keras_bert_app.convert.reference import largest_differences, random_batch
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary

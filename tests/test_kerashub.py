@@ -12,7 +12,8 @@ import tensorflow_text  # noqa: F401 (KerasHub's tokenizer needs its ops)
 from test_huggingface_heads import our_model
 
 from keras_bert_app.convert import kerashub
-from keras_bert_app.convert.reference import kerashub_outputs, largest_differences, random_batch
+from keras_bert_app.convert.library import kerashub_outputs
+from keras_bert_app.convert.reference import largest_differences, random_batch
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS
