@@ -134,6 +134,7 @@ def test_outputs_are_theirs_and_a_round_trip_keeps_every_bit(tmp_path, family, k
         np.testing.assert_array_equal(value, expected[name])
     if pretrained.network.labels:
         assert again.config.id2label == LABELS
+    assert huggingface.load(tmp_path / "ours").network == pretrained.network
 
 
 def test_auto_classes_make_the_same_model_and_tokenizer_of_what_is_saved(tmp_path):

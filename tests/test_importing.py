@@ -69,6 +69,7 @@ def test_the_comparison_with_the_library_is_printed(tmp_path):
     assert f"labels: {', '.join(LABELS.values())}" in said
 
 
+@pytest.mark.slow
 def test_a_library_that_can_not_load_it_is_quoted(tmp_path):
     make(tmp_path / "theirs", "bert", "encoder", SHAPES[0])
     pretrained = initial.load_pretrained(str(tmp_path / "theirs"))

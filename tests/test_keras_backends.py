@@ -109,7 +109,7 @@ def saved(tmp_path_factory):
     [
         ("tensorflow", list(NETWORKS), {}),
         ("jax", [name for name in NETWORKS if name != "float64"], {}),
-        ("jax", ["float64"], {"JAX_ENABLE_X64": "1"}),
+        pytest.param("jax", ["float64"], {"JAX_ENABLE_X64": "1"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_file_is_the_same_network_in_a_process_that_imports_the_model_package_only(

@@ -253,7 +253,7 @@ def test_a_classifier_starts_from_the_encoder(folder, tmp_path, capsys):
         np.testing.assert_array_equal(weight.numpy(), saved[weight.path], err_msg=weight.path)
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pack", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_pooler_that_was_not_pretrained_is_fresh_and_named(folder, tmp_path, capsys, pack):
     config = read_config(
         folder / "config.py",

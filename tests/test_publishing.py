@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import keras_bert_app.model
-from keras_bert_app.convert import huggingface
+from keras_bert_app.convert import huggingface, reference
 from keras_bert_app.convert.reference import random_batch
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import publishing
@@ -95,7 +95,8 @@ def imported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("format", ["huggingface", "google", "kerashub"])
-def test_what_every_format_can_hold_goes_out_and_comes_in_again(imported, tmp_path, format):
+def test_what_every_format_can_hold_goes_out_and_comes_in_again(imported, tmp_path, format, monkeypatch):
+    monkeypatch.setattr(reference, "LIBRARIES", {})  # Their processes take seconds to start.
     said = publishing.publish(imported, format, tmp_path / "out")
     assert ("no names for labels" in said) is False  # They are LABEL_0 and so on.
     importing.import_weights(str(tmp_path / "out"), tmp_path / "again", tokenizer={})

@@ -26,6 +26,7 @@ from keras_bert_app.training.strategy import make_strategy
 
 OPTIMIZERS = ("adamw", "lamb")
 BOUNDS = [("float64", 1e-12), ("float32", 1e-4)]
+_SLOW = pytest.mark.slow
 _REPOSITORY = Path(__file__).parents[1]
 
 
@@ -38,13 +39,13 @@ def _relative_difference(optimizer, precision, **other):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("precision", "bound"), BOUNDS)
+@pytest.mark.parametrize(("precision", "bound"), [BOUNDS[0], pytest.param(*BOUNDS[1], marks=_SLOW)])
 @pytest.mark.parametrize(
     "other",
     [
         {"replicas": 2},
         {"accumulation": 2},
-        pytest.param({"replicas": 2, "accumulation": 3}, marks=pytest.mark.slow),
+        pytest.param({"replicas": 2, "accumulation": 3}, marks=_SLOW),
     ],
     ids=str,
 )
@@ -54,7 +55,7 @@ def test_replicas_and_parts_make_the_update_of_one_with_uneven_masked_counts(
     assert _relative_difference(optimizer, precision, **other) <= bound
 
 
-@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=_SLOW)])
 def test_a_compiled_step_makes_the_same_update(replicas):
     assert _relative_difference("adamw", "float64", replicas=replicas, jit=True) <= 1e-12
 
@@ -92,7 +93,7 @@ def test_two_workers_make_the_update_of_one_process(tmp_path):
             assert np.linalg.norm(two - one) <= bound * movement, (optimizer, precision, index)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=_SLOW), 2])
 def test_scalars_are_those_of_the_global_batch(replicas):
     _, _, expected = updates.run("adamw", "float64")
     _, _, scalars = updates.run("adamw", "float64", replicas=replicas, accumulation=2)
@@ -135,7 +136,7 @@ def test_the_learning_rate_is_not_zero_at_the_first_update():
     assert float(optimizer.learning_rate.numpy()) == np.float32(learning_rate(train, 0, updates.STEPS)) > 0
 
 
-@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("replica", [pytest.param(0, marks=_SLOW), 1])
 def test_a_gradient_that_is_not_finite_on_one_replica_is_not_applied(replica):
     train = updates.settings(replicas=2)
     strategy, _, model, optimizer, step = updates.built(train)
@@ -150,7 +151,7 @@ def test_a_gradient_that_is_not_finite_on_one_replica_is_not_applied(replica):
     np.testing.assert_array_equal(updates.flat(strategy, variables), before)
 
 
-@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("replica", [pytest.param(0, marks=_SLOW), 1])
 def test_an_overflow_of_float16_on_one_replica_skips_the_update_on_both_and_lowers_the_scale(
     replica, tmp_path
 ):

@@ -111,7 +111,7 @@ def differences(texts, vocabulary, options):
     return found
 
 
-@pytest.mark.parametrize("lower_case", [True, False])
+@pytest.mark.parametrize("lower_case", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_character_between_letters_is_as_the_reference_has_it(every_piece, lower_case):
     texts = map("a{0}b".format, CHARACTERS)
     assert differences(texts, every_piece, TokenizerOptions(lower_case)) == []

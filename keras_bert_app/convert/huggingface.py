@@ -1,7 +1,7 @@
 """A Hugging Face folder of BERT or a relative <-> settings, tokenizer, tensors under our names."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,8 @@ def find_network(
             )
     if kind not in LABELLED:
         dropout = settings.get(family.head_dropout.get(kind, ""))
+        if kind == "question_answering" and kind not in family.head_dropout:
+            dropout = 0.0  # There is none before qa_outputs.
         activation = family.masked_activation if kind == "masked_lm" else None
         return Network(kind, head_dropout=dropout, masked_activation=activation)
     labels = _labels(family, kind, settings, tensors, where)
@@ -213,40 +215,40 @@ def _family_for(pretrained: Pretrained) -> tuple[str, Family]:
     Raises:
         UserError: there is none; says what is in the way of each.
     """
-    encoder = complete_encoder(EncoderConfig(), pretrained.encoder)
-    network, reasons = pretrained.network, []
+    encoder, reasons = complete_encoder(EncoderConfig(), pretrained.encoder), []
     for model_type, family in FAMILIES.items():
-        problems = []
-        if network.kind not in family.classes:
-            problems.append(f"no {network.kind} network")
-        elif (
-            "encoder/pooler/kernel" not in pretrained.tensors
-            and any(row.ours.startswith("encoder/pooler") for row in family.heads[network.kind])
-            and network.kind != "encoder"
-        ):
-            problems.append(f"a pooler, where this network has config.encoder.pooling {encoder.pooling}")
-        has_pooler = "encoder/pooler/kernel" in pretrained.tensors
-        for key, value in family.implied.items():
-            if getattr(encoder, key) != value and (has_pooler or key != "pooler_activation"):
-                problems.append(f"{key} {value!r}, not {getattr(encoder, key)!r}")
-        if "embedding_dim" not in family.keys and encoder.embedding_dim not in (None, encoder.hidden_dim):
-            problems.append(f"no embedding_dim but hidden_dim, not {encoder.embedding_dim}")
-        if encoder.num_segments == 0 and "num_segments" in family.keys:
-            problems.append("segments")
-        if "position_offset" not in family.implied and encoder.position_offset == 0:
-            problems.append("positions from 1 on at least")
-        activation = family.masked_activation or encoder.activation
-        if "masked_head" in network.heads:
-            if (network.masked_activation or encoder.activation) != activation:
-                problems.append(f"{activation} in the head that guesses words")
-            if network.masked_epsilon not in (None, encoder.epsilon):
-                problems.append(f"epsilon {encoder.epsilon:g} in the head that guesses words")
-        if encoder.position_type != "learned":
-            problems.append(f"learned positions, not {encoder.position_type} ones")
+        problems = list(_problems(family, encoder, pretrained))
         if not problems:
             return model_type, family
         reasons.append(f"{model_type} has {', '.join(problems)}")
     raise UserError(f"{pretrained.where}: transformers can't hold this network: {'; '.join(reasons)}")
+
+
+def _problems(family: Family, encoder: EncoderConfig, pretrained: Pretrained) -> Iterator[str]:
+    """What the family has, where the network has something else."""
+    network, has_pooler = pretrained.network, "encoder/pooler/kernel" in pretrained.tensors
+    needed = [row.ours for row in family.heads.get(network.kind, ()) if network.kind != "encoder"]
+    if network.kind not in family.classes:
+        yield f"no {network.kind} network"
+    if "encoder/pooler/kernel" in needed and not has_pooler:
+        yield f"a pooler, where this network has config.encoder.pooling {encoder.pooling}"
+    for key, value in family.implied.items():
+        if getattr(encoder, key) != value and (has_pooler or key != "pooler_activation"):
+            yield f"{key} {value!r}, not {getattr(encoder, key)!r}"
+    if "embedding_dim" not in family.keys and encoder.embedding_dim not in (None, encoder.hidden_dim):
+        yield f"no embedding_dim but hidden_dim, not {encoder.embedding_dim}"
+    if "num_segments" in family.keys and encoder.num_segments == 0:
+        yield "segments"
+    if "position_offset" not in family.implied and encoder.position_offset == 0:
+        yield "positions from 1 on at least"
+    if encoder.position_type != "learned":
+        yield f"learned positions, not {encoder.position_type} ones"
+    if "masked_head" in network.heads:
+        activation = family.masked_activation or encoder.activation
+        if (network.masked_activation or encoder.activation) != activation:
+            yield f"{activation} in the head that guesses words"
+        if network.masked_epsilon not in (None, encoder.epsilon):
+            yield f"epsilon {encoder.epsilon:g} in the head that guesses words"
 
 
 def _settings(model_type, family, encoder, network, pretrained) -> dict[str, Any]:
