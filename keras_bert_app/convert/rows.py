@@ -154,9 +154,10 @@ def match(
 
 
 def _listed(names: Sequence[str]) -> str:
-    """All of them; of a hostile file's millions the first, BERT-large having 400."""
+    """All of them on one line; of a hostile file's millions the first, BERT-large having 400."""
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    text = ", ".join(names[:_MOST_NAMES]) + more
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _is_optional(path: str) -> bool:
