@@ -138,10 +138,7 @@ def sharded(path: Path) -> tuple[list[Path], dict[str, Tensor]]:
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{path}: can't read the weights: weight_map isn't a file's name for each tensor")
     for name in set(names.values()):
-        if PurePosixPath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise UserError(
-                f"{path}: can't read the weights: {name!r} is no safetensors file beside the index"
-            )
+        beside(path, name, ".safetensors")
     shards = {name: safetensors(path.parent / name) for name in sorted(set(names.values()))}
     tensors, problems = {}, []
     for shard, found in shards.items():
@@ -151,6 +148,22 @@ def sharded(path: Path) -> tuple[list[Path], dict[str, Tensor]]:
     if problems:
         raise UserError(f"{path}: the index disagrees with the shards: {'; '.join(sorted(problems))}")
     return [path.parent / name for name in shards], tensors
+
+
+def beside(index: Path, name: Any, suffix: str) -> Path:
+    """The path of a file that an index names.
+
+    Raises:
+        UserError: it has another suffix than such as ".safetensors", or isn't beside the index.
+    """
+    if (
+        not isinstance(name, str)
+        or PurePosixPath(name).name != name
+        or "\\" in name
+        or not name.endswith(suffix)
+    ):
+        raise UserError(f"{index}: can't read the weights: {name!r} is no {suffix[1:]} file beside the index")
+    return index.parent / name
 
 
 def pickled(path: Path) -> dict[str, Tensor]:
