@@ -256,6 +256,24 @@ def test_padding_that_counts_as_a_position_is_refused(tmp_path):
     assert huggingface.load(tmp_path, None).encoder["position_offset"] == 3
 
 
+@pytest.mark.parametrize(
+    "value", [-1, 1.5, "x", [], {}, [[1]], True, 10**30, float("nan"), float("inf")], ids=str
+)
+@pytest.mark.parametrize(("family", "kind"), [("bert", "sequence_classification"), ("roberta", "encoder")])
+def test_settings_of_any_type_are_taken_or_refused_in_one_line(tmp_path, family, kind, value):
+    make(tmp_path, family, kind, SHAPES[0])
+    settings = json.loads((tmp_path / "config.json").read_text())
+    refused = set()
+    for key in {*settings, "id2label", "problem_type", "classifier_dropout", "pruned_heads"}:
+        (tmp_path / "config.json").write_text(json.dumps(settings | {key: value}))
+        try:
+            our_model(huggingface.load(tmp_path, None))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused.add(key)
+    assert {"model_type", "num_hidden_layers", "vocab_size", "hidden_act", "is_decoder"} <= refused
+
+
 def test_a_missing_head_is_told_by_its_names(tmp_path):
     make(tmp_path, "bert", "encoder", SHAPES[0])
     change_config(tmp_path, architectures=["BertForQuestionAnswering"])

@@ -1,5 +1,6 @@
 """A run in other people's formats: whole, read back, and nothing where it can't be."""
 
+import dataclasses
 import json
 
 import keras
@@ -134,6 +135,29 @@ def test_a_format_that_changes_a_tensor_is_found_out(tiny_run, tmp_path, monkeyp
 
     monkeypatch.setattr(huggingface, "save", wrong)
     with pytest.raises(UserError, match="huggingface changes head/logits/bias, so nothing was written"):
+        publishing.publish(tiny_run, "huggingface", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"encoder": {"epsilon": 1e-3}}, "epsilon"),
+        ({"encoder": {"activation": "relu"}}, "activation"),
+        ({"tokenizer_options": {"strip_accents": False}}, "strip_accents"),
+    ],
+)
+def test_a_format_that_changes_a_setting_is_found_out(tiny_run, tmp_path, monkeypatch, changes, named):
+    save = huggingface.save
+
+    def wrong(pretrained, folder, max_length):
+        encoder = {**pretrained.encoder, **changes.get("encoder", {})}
+        options = dataclasses.replace(pretrained.tokenizer_options, **changes.get("tokenizer_options", {}))
+        changed = dataclasses.replace(pretrained, encoder=encoder, tokenizer_options=options)
+        save(changed, folder, max_length)
+
+    monkeypatch.setattr(huggingface, "save", wrong)
+    with pytest.raises(UserError, match=f"huggingface changes {named}, so nothing was written"):
         publishing.publish(tiny_run, "huggingface", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

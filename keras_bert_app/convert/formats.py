@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_bert_app.convert import google, huggingface, kerashub
 from keras_bert_app.errors import UserError
 
-# Each has load(path, tokenizer) and save(pretrained, folder, max_length).
+# Each has load(path, tokenizer), save(pretrained, folder, max_length) and UNSTATED.
 FORMATS = {"huggingface": huggingface, "google": google, "kerashub": kerashub}
 
 _CHECKPOINT = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")

@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_bert_app.config import EncoderConfig, complete_encoder
 from keras_bert_app.convert import rows, weight_files
 from keras_bert_app.convert.google_names import GARDEN, GARDEN_LOGITS, RELEASE, Style
+from keras_bert_app.convert.huggingface_families import BERT_KEYS
 from keras_bert_app.convert.pretrained import Pretrained, Tensor
 from keras_bert_app.convert.tensorflow_checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from keras_bert_app.errors import UserError
@@ -26,22 +27,13 @@ from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
 CHECKPOINT, CONFIG, VOCABULARY = "bert_model.ckpt", "bert_config.json", "vocab.txt"
+# Of the tokenizer's options, those that the files don't state.
+UNSTATED = ("lower_case",)
 EPSILON = 1e-12
 # Their names of activations -> ours.
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}
-KEYS = {
-    "vocabulary_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "num_segments": "type_vocab_size",
-    "activation": "hidden_act",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "initializer_range": "initializer_range",
-}
+# transformers took its names from bert_config.json, which has no epsilon.
+KEYS = {ours: theirs for ours, theirs in BERT_KEYS.items() if ours != "epsilon"}
 # Keys that none of their code reads; the Chinese and multilingual releases have them.
 _IDLE = re.compile(r"pooler_\w+|directionality")
 # Keys of others, and the values with which the network is BERT's.

@@ -5,14 +5,16 @@ kaggle://OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION]   kagglehub: KerasHub's prese
 bert_base_en_uncased and such  KerasHub's own names for the former, with the version that it was made with
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keras_bert_app.errors import UserError
 
 HUGGINGFACE, KAGGLE = "hf://", "kaggle://"
-_PRESET = re.compile(r"(distil)?(bert|roberta|electra)_\w+")
+_PRESET = re.compile(r"bert_\w+")
 # Of a repository on Hugging Face, no more than what is read.
 _FILES = ["*.json", "vocab.txt", "assets/*", "model*.safetensors", "*.weights.h5", "bert_model.ckpt*"]
 _PICKLE = "pytorch_model.bin"
@@ -45,22 +47,18 @@ def _huggingface(source: str) -> Path:
     def download(files):
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=files))
 
-    try:
+    with _told(f"{source}: can't be had from Hugging Face"):
         folder = download(_FILES)
         if not any(path.suffix in (".safetensors", ".h5", ".index") for path in folder.iterdir()):
             folder = download([*_FILES, _PICKLE])
-    except Exception as error:  # Its own errors and those of whatever speaks HTTP for it.
-        raise UserError(f"{source}: can't be had from Hugging Face: {_first_sentence(error)}") from error
     return folder
 
 
 def _kaggle(handle: str) -> Path:
     import kagglehub
 
-    try:
+    with _told(f"{handle}: can't be had from Kaggle"):
         return Path(kagglehub.model_download(handle.removeprefix(KAGGLE)))
-    except Exception as error:  # As above.
-        raise UserError(f"{handle}: can't be had from Kaggle: {_first_sentence(error)}") from error
 
 
 def _kerashub_handle(name: str) -> str | None:
@@ -73,6 +71,12 @@ def _kerashub_handle(name: str) -> str | None:
     return presets[name]["kaggle_handle"] if name in presets else None
 
 
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"(?<=[a-z\)'])\. ", text)[0].rstrip(".")
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever goes wrong, as one line: the libraries raise errors of their own and of their HTTP clients."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        first_sentence = re.split(r"(?<=[a-z\)'])\. ", text)[0].rstrip(".")
+        raise UserError(f"{what}: {first_sentence}") from error

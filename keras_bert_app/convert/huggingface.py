@@ -16,6 +16,8 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.model.networks import LABELLED, Network
 from keras_bert_app.text.vocabulary import PAD
 
+# Of the tokenizer's options, those that the files don't state.
+UNSTATED = ()
 CONFIG = "config.json"
 ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_new"}
 
@@ -80,7 +82,7 @@ def find_family(settings: Mapping[str, Any], where: Path) -> Family:
         UserError: another one.
     """
     model_type = settings.get("model_type", "bert")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{where}: model_type is {model_type!r}; it takes one of {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
@@ -102,8 +104,13 @@ def encoder_settings(settings: Mapping[str, Any], where: Path) -> dict[str, Any]
     encoder["activation"] = ACTIVATION_NAMES.get(str(encoder["activation"]), encoder["activation"])
     if "position_offset" not in encoder:
         # transformers' create_position_ids_from_input_ids
-        encoder["position_offset"] = offset = int(settings.get("pad_token_id") or 0) + 1
-        encoder["max_positions"] -= offset
+        padding, positions = settings.get("pad_token_id", 1), encoder["max_positions"]
+        if type(padding) is not int or type(positions) is not int or padding < 0:
+            raise UserError(
+                f"{where}: pad_token_id is {padding!r}, max_position_embeddings {positions!r}; "
+                "both have to be whole numbers"
+            )
+        encoder |= {"position_offset": padding + 1, "max_positions": positions - padding - 1}
     try:
         complete_encoder(EncoderConfig(), encoder)
     except UserError as error:
@@ -120,8 +127,8 @@ def find_network(
         UserError: neither tells, or labels can't be what they are said to be.
     """
     names = {family.short_name(name) for name in tensors}
-    stated = settings.get("architectures") or []
-    kinds = {name: kind for kind, name in family.classes.items()}
+    stated, kinds = settings.get("architectures"), {name: kind for kind, name in family.classes.items()}
+    stated = stated if isinstance(stated, list) else []
     stated = [kinds[name] for name in stated if isinstance(name, str) and name in kinds]
     own = {kind: _own_names(family, kind) & names for kind in family.heads}
     most = max(map(len, own.values()))
@@ -139,16 +146,17 @@ def find_network(
                 f'of one of {classes}; write the right one there, such as "architectures": '
                 f'["{family.classes[candidates[0]]}"]'
             )
-    if kind not in LABELLED:
-        dropout = settings.get(family.head_dropout.get(kind, ""))
-        if kind == "question_answering" and kind not in family.head_dropout:
-            dropout = 0.0  # There is none before qa_outputs.
-        activation = family.masked_activation if kind == "masked_lm" else None
-        return Network(kind, head_dropout=dropout, masked_activation=activation)
-    labels = _labels(family, kind, settings, tensors, where)
-    problem_type = settings.get("problem_type") if kind == "sequence_classification" else None
+    dropout = settings.get(family.head_dropout.get(kind, ""))
+    if kind == "question_answering" and kind not in family.head_dropout:
+        dropout = 0.0  # There is none before qa_outputs.
     try:
-        return Network(kind, labels, problem_type, settings.get(family.head_dropout.get(kind, "")))
+        return Network(
+            kind,
+            _labels(family, kind, settings, tensors, where) if kind in LABELLED else (),
+            settings.get("problem_type") if kind == "sequence_classification" else None,
+            dropout,
+            family.masked_activation if kind == "masked_lm" else None,
+        )
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -165,7 +173,7 @@ def _labels(family, kind, settings, tensors, where) -> tuple[str, ...]:
     if given is None:
         bias = next(row.theirs for row in family.heads[kind] if row.ours == "head/logits/bias")
         shapes = [tensor.shape for name, tensor in tensors.items() if family.short_name(name) == bias]
-        count = shapes[0][0] if shapes and shapes[0] else settings.get("num_labels", 2)
+        count = shapes[0][0] if shapes and shapes[0] else 2
         return tuple(f"LABEL_{number}" for number in range(count))
     ids = sorted(given, key=lambda key: (len(str(key)), str(key))) if isinstance(given, dict) else None
     if (

@@ -74,7 +74,7 @@ _BERT_BLOCK = _block(
 _CLASSIFIER, _SPANS = _layer("head/logits", "classifier", "OH"), _layer("head/logits", "qa_outputs", "OH")
 
 # Our setting's key in their config.json.
-_BERT_KEYS = {
+BERT_KEYS = {
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -174,7 +174,7 @@ def _bert() -> Family:
     return Family(
         prefix="bert.",
         classes=_classes("Bert"),
-        keys=_BERT_KEYS,
+        keys=BERT_KEYS,
         implied={"position_offset": 0, "pooler_activation": "tanh"},
         fixed=_BERT_FIXED,
         head_dropout=dict.fromkeys(
@@ -206,7 +206,7 @@ def _roberta() -> Family:
     return Family(
         prefix="roberta.",
         classes=_classes("Roberta", *kinds, "question_answering", "multiple_choice"),
-        keys=_BERT_KEYS,
+        keys=BERT_KEYS,
         implied={"pooler_activation": "tanh"},
         fixed=_BERT_FIXED,
         head_dropout=dict.fromkeys(
@@ -282,7 +282,7 @@ def _electra() -> Family:
     return Family(
         prefix="electra.",
         classes=_classes("Electra", *kinds, "question_answering"),
-        keys=_BERT_KEYS | {"embedding_dim": "embedding_size"},
+        keys=BERT_KEYS | {"embedding_dim": "embedding_size"},
         implied={"position_offset": 0, "pooler_activation": "gelu"},
         fixed=_BERT_FIXED,
         head_dropout=dict.fromkeys(("sequence_classification", "token_classification"), "classifier_dropout"),

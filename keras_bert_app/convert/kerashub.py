@@ -37,6 +37,8 @@ from keras_bert_app.convert.pretrained import Pretrained, Tensor
 from keras_bert_app.errors import UserError
 from keras_bert_app.model.networks import Network
 
+# Of the tokenizer's options, those that the files don't state.
+UNSTATED = ()
 WEIGHTS, SHARDS, TASK_WEIGHTS = "model.weights.h5", "model.weights.json", "task.weights.h5"
 
 

@@ -3,6 +3,7 @@
 Apart, so that it starts without TensorFlow where the library needs none.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -37,8 +38,8 @@ def _answer_huggingface():
 
 
 def _answer_kerashub():
-    import keras_hub  # noqa: F401 (takes long, and is wanted before there is a question)
-
+    # It takes long, and is wanted before there is a question.
+    importlib.import_module("keras_hub")
     from keras_bert_app.config import EncoderConfig
     from keras_bert_app.convert import kerashub
     from keras_bert_app.model.networks import Network

@@ -91,7 +91,7 @@ def assign(
     else:
         weights = {weight.path: weight for weight in model.weights}
     tensors = pretrained.tensors
-    layers = {path: _layer(path) for path in (*weights, *tensors)}
+    layers = {path: layer_of(path) for path in (*weights, *tensors)}
     unknown = sorted(set(fresh) - {layers[path] for path in weights})
     if unknown:
         known = ", ".join(dict.fromkeys(layers[path] for path in weights))
@@ -129,6 +129,6 @@ def refuse_not_finite(paths: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: NaN or infinity in {', '.join(paths)}; get an intact copy")
 
 
-def _layer(path: str) -> str:
-    """encoder/pooler/kernel -> pooler, head/logits/bias -> head"""
+def layer_of(path: str) -> str:
+    """The layer, of the model or its encoder: encoder/pooler/kernel -> pooler, head/logits/bias -> head."""
     return path.removeprefix("encoder/").split("/")[0]

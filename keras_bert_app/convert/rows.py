@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_bert_app.config import EncoderConfig
-from keras_bert_app.convert.pretrained import OPTIONAL, Pretrained, Tensor
+from keras_bert_app.convert.pretrained import OPTIONAL, Pretrained, Tensor, layer_of
 from keras_bert_app.errors import UserError
 from keras_bert_app.model.networks import Network
 
@@ -130,7 +130,7 @@ def match(
         if name in named and same_as not in named:
             named[same_as] = named.pop(name)
     missing = {row.ours: name for name, row in rows.items() if name not in named}
-    problems["missing"] = [name for ours, name in missing.items() if not _is_optional(ours)]
+    problems["missing"] = [name for ours, name in missing.items() if layer_of(ours) not in OPTIONAL]
     for name, full_name in named.items():
         tensor, row = tensors[full_name], rows[ties.get(name, name)]
         shape = tuple(letters[letter] for letter in row.shape)
@@ -158,10 +158,6 @@ def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
     text = ", ".join(names[:_MOST_NAMES]) + more
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-def _is_optional(path: str) -> bool:
-    return path.removeprefix("encoder/").split("/")[0] in OPTIONAL
 
 
 def _ours(tensor: Tensor, row: Row) -> Tensor:

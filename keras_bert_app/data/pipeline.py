@@ -44,7 +44,7 @@ from keras_bert_app.data.pipeline_selection import (
 )
 from keras_bert_app.data.tokenized import ChunkTokenizer, document_digest
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory
+from keras_bert_app.files import atomic_directory, is_taken
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
@@ -88,7 +88,7 @@ def prepare_examples_on_beam(
             or too few documents are left for pairs.
     """
     output = Path(output).absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if is_taken(output):
         raise UserError(f"{output}: exists already; remove it, or write to another folder")
     files = input_files(inputs)
     with atomic_directory(output) as folder:

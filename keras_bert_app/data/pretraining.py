@@ -29,7 +29,7 @@ from keras_bert_app.data.pairs import PrepareOptions, complete, plan_examples
 from keras_bert_app.data.tokenized import ChunkTokenizer, TokenizedDocuments, document_digest
 from keras_bert_app.data.workers import Workers
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory
+from keras_bert_app.files import atomic_directory, is_taken
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
@@ -66,7 +66,7 @@ def prepare_examples(
             documents are left for pairs, another call is at work on the same output, or a worker was killed.
     """
     output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if is_taken(output):
         raise UserError(f"{output}: exists already; remove it, or write to another folder")
     files = input_files(inputs)
     partial = output.with_name(output.name + ".partial")

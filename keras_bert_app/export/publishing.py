@@ -2,16 +2,18 @@
 
 import dataclasses
 import importlib.resources
-import os
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 
+from keras_bert_app.config import EncoderConfig, complete_encoder, to_dict
 from keras_bert_app.convert.formats import FORMATS
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory
+from keras_bert_app.files import atomic_directory, is_taken
+from keras_bert_app.text.vocabulary import SPECIAL_TOKENS
 from keras_bert_app.training import initial
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.assembly import save_keras_model
@@ -27,6 +29,7 @@ _PIPELINES = {
     "masked_lm": "fill-mask",
 }
 CARD = "README.md"
+_IN_TRAINING_ALONE = ("dropout", "attention_dropout", "initializer_range")
 
 
 def publish(workdir: Path, format: str, output: Path) -> str:
@@ -38,7 +41,7 @@ def publish(workdir: Path, format: str, output: Path) -> str:
     Raises:
         UserError: the folder is no run's, `output` is there already, or the format can't hold the network.
     """
-    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+    if is_taken(output):
         raise UserError(f"{output} is there already; give another --output")
     if format == KERAS:
         if output.suffix != ".keras" or output.is_dir():
@@ -64,9 +67,12 @@ def _check(folder: Path, format: str, pretrained: Pretrained) -> Pretrained:
     """Read what was written, as a stranger would.
 
     Raises:
-        UserError: it isn't the same, bit by bit.
+        UserError: the tensors aren't the same, bit by bit, or settings that answers depend on.
     """
-    again = FORMATS[format].load(folder, {} if pretrained.vocabulary else None)
+    options = None
+    if pretrained.vocabulary:
+        options = {name: getattr(pretrained.tokenizer_options, name) for name in FORMATS[format].UNSTATED}
+    again = FORMATS[format].load(folder, options)
     different = [
         path
         for path in pretrained.tensors.keys() | again.tensors.keys()
@@ -74,9 +80,27 @@ def _check(folder: Path, format: str, pretrained: Pretrained) -> Pretrained:
         or path not in again.tensors
         or not np.array_equal(again.tensors[path].read(), pretrained.tensors[path].read())
     ]
+    different += [
+        name for name, value in _settings(pretrained).items() if value != _settings(again).get(name)
+    ]
     if different:
         raise UserError(f"{format} changes {', '.join(sorted(different))}, so nothing was written")
     return again
+
+
+def _settings(pretrained: Pretrained) -> dict[str, Any]:
+    """What answers depend on beside the tensors."""
+    encoder = pretrained.network.encoder(complete_encoder(EncoderConfig(), pretrained.encoder))
+    settings = {key: value for key, value in to_dict(encoder).items() if key not in _IN_TRAINING_ALONE}
+    settings["embedding_dim"] = encoder.embedding_dim or encoder.hidden_dim
+    if encoder.pooling != "first":
+        del settings["pooler_activation"]
+    if pretrained.vocabulary:
+        options = pretrained.tokenizer_options.get_config()
+        # In the texts of others standard ones are always special, or never.
+        options["never_split"] = set(options["never_split"]) - set(SPECIAL_TOKENS)
+        settings |= {"vocabulary": pretrained.vocabulary.pieces} | options
+    return settings
 
 
 def model_card(workdir: Path, format: str, pretrained: Pretrained) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 from keras_bert_app import features
-from keras_bert_app.config import EncoderConfig, to_dict
+from keras_bert_app.config import EncoderConfig, TaskConfig, check, to_dict
 from keras_bert_app.errors import UserError
 from keras_bert_app.model.encoder import BertEncoder
 from keras_bert_app.model.heads import (
@@ -42,7 +42,7 @@ class Network:
     apart by `sequence_ids`.
 
     Raises:
-        UserError: an unknown kind or problem type, or labels where there are none.
+        UserError: an unknown kind or problem type, an impossible rate, or labels where there are none.
     """
 
     kind: str
@@ -61,6 +61,7 @@ class Network:
             raise UserError(
                 f"the problem type is {self.problem_type!r}; it takes one of {', '.join(PROBLEM_TYPES)}"
             )
+        check(TaskConfig(head_dropout=self.head_dropout), "task")
         if (self.kind in LABELLED) != bool(self.labels):
             raise UserError(f"a {self.kind} network with {len(self.labels)} labels can't be")
 

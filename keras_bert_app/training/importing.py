@@ -15,15 +15,16 @@ from keras_bert_app import config as configuration
 from keras_bert_app import features
 from keras_bert_app.config import EncoderConfig, TextConfig, complete_encoder
 from keras_bert_app.convert import weight_files
-from keras_bert_app.convert.pretrained import OPTIONAL, Pretrained, assign
+from keras_bert_app.convert.pretrained import OPTIONAL, Pretrained, assign, layer_of
 from keras_bert_app.convert.reference import Reference, largest_differences, random_batch
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory
+from keras_bert_app.files import atomic_directory, is_taken
 from keras_bert_app.model.networks import Network
 from keras_bert_app.tasks import BareNetwork, ClassificationTask, PretrainingTask
 from keras_bert_app.training import checkpoints, initial
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.plan import State
+from keras_bert_app.training.progress import say
 
 
 def import_weights(
@@ -45,22 +46,13 @@ def import_weights(
         UserError: the source can't be read, something is missing in it, or `output` is there already.
     """
     started = time.monotonic()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if is_taken(output):
         raise UserError(f"{output} is there already; give another --output")
     found = initial.find(source)
     with Reference(found.format) as reference:
         pretrained = _load(found, tokenizer)
-        network, encoder = pretrained.network, complete_encoder(EncoderConfig(), pretrained.encoder)
-        description = folders.ModelDescription(
-            task_of(network, pairs),
-            encoder,
-            pretrained.vocabulary,
-            pretrained.tokenizer_options,
-            max_length=max(5, encoder.max_positions),
-            truncation=TextConfig().truncation,
-        )
-        if found.format == initial.RUN and not pairs:
-            description = folders.ModelDescription.load(found.path)
+        encoder = complete_encoder(EncoderConfig(), pretrained.encoder)
+        description = _describe(found, pretrained, encoder, pairs)
         _check_fresh(pretrained, fresh)
         with atomic_directory(output) as temporary:
             _write(temporary, source, pretrained, description, fresh)
@@ -85,6 +77,20 @@ def _load(found: initial.Source, tokenizer: Mapping[str, Any] | None) -> Pretrai
         raise UserError(f"{error}; --notokenizer takes the weights without it") from error
 
 
+def _describe(found, pretrained, encoder, pairs) -> folders.ModelDescription:
+    """What the folder holds: of a run what the run does, else what such a network is for."""
+    tokenizer = {"vocabulary": pretrained.vocabulary, "tokenizer_options": pretrained.tokenizer_options}
+    if found.format == initial.RUN and not pairs:
+        return dataclasses.replace(folders.ModelDescription.load(found.path), **tokenizer)
+    return folders.ModelDescription(
+        task_of(pretrained.network, pairs),
+        encoder,
+        max_length=max(5, encoder.max_positions),
+        truncation=TextConfig().truncation,
+        **tokenizer,
+    )
+
+
 def task_of(network: Network, pairs: bool = False):
     """What such a network is for: a task of TASKS, else none.
 
@@ -107,7 +113,7 @@ def task_of(network: Network, pairs: bool = False):
 def _check_fresh(pretrained: Pretrained, fresh: Sequence[str]) -> None:
     lacking: dict[str, list[str]] = {}
     for path, theirs in pretrained.missing.items():
-        lacking.setdefault(path.removeprefix("encoder/").split("/")[0], []).append(theirs)
+        lacking.setdefault(layer_of(path), []).append(theirs)
     needless = [name for name in fresh if name not in lacking]
     if needless:
         known = ", ".join(sorted(OPTIONAL))
@@ -150,16 +156,10 @@ def _write(folder, source, pretrained, description, fresh) -> None:
     (checkpoint / checkpoints.STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     arrays = pretrained.arrays()
     if fresh:
-        arrays |= _fresh_arrays(task.build_model(description.encoder, "float32"), fresh)
+        keras.utils.set_random_seed(config.seed)
+        weights = task.build_model(description.encoder, "float32").weights
+        arrays |= {one.path: np.asarray(one.value) for one in weights if layer_of(one.path) in fresh}
     save_file(arrays, checkpoint / checkpoints.MODEL)
-
-
-def _fresh_arrays(model: keras.Model, fresh: Sequence[str]) -> dict[str, np.ndarray]:
-    return {
-        weight.path: np.asarray(weight.value)
-        for weight in model.weights
-        if weight.path.removeprefix("encoder/").split("/")[0] in fresh
-    }
 
 
 def _prove(folder, pretrained, encoder, reference, fresh) -> str:
@@ -169,6 +169,8 @@ def _prove(folder, pretrained, encoder, reference, fresh) -> str:
     """
     network, name = pretrained.network, reference.library
     batch = random_batch(network, encoder)
+    if reference.is_there and not fresh:
+        say(f"comparing with {name}")
     theirs = reference.outputs(pretrained, encoder, batch) if reference.is_there and not fresh else None
     model = network.build(encoder, "float32")
     written = checkpoints.folder_of(folder, 0) / checkpoints.MODEL

@@ -22,7 +22,7 @@ import keras
 
 from keras_bert_app import config as configuration
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_file
+from keras_bert_app.files import atomic_file, is_taken
 from keras_bert_app.tasks import DESCRIBED
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
@@ -57,7 +57,7 @@ def open_for_training(workdir: Path, config: configuration.Config) -> None:
         if begun != wanted:
             write_json(path, content)
         return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if is_taken(workdir):
         raise UserError(f"{workdir} exists and is no run's folder; give another --workdir")
     write_json(path, content)
 
