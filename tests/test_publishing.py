@@ -51,6 +51,7 @@ def test_the_card_says_what_it_is(tiny_run, tmp_path):
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
     for part in ("BertForSequenceClassification", "gut, übel.", "Not measured.", "WordPiece, 20 pieces"):
         assert part in card
+    assert str(tiny_run.parent) not in card and "train.csv" in card  # Paths are nobody else's business.
 
 
 def test_keras_loads_a_published_run_and_answers_the_same(tiny_run, answers, tmp_path):

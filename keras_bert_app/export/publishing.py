@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,5 +124,17 @@ def model_card(workdir: Path, format: str, pretrained: Pretrained) -> str:
         options=pretrained.tokenizer_options,
         class_name=pretrained.provenance.get("class"),
         metrics={name: value for name, value in metrics.items() if isinstance(value, float | int)},
-        start=starts[-1],
+        origin=_origin(starts[-1]),
     )
+
+
+def _origin(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's provenance what strangers may know: no paths of this machine."""
+    weights = {key: value for key, value in (start["weights"] or {}).items() if key != "path"}
+    data = {
+        split: Path(value).name if isinstance(value, str) else value
+        for split, value in start.get("data", {}).items()
+        if value and split != "phases"
+    }
+    verb = " ".join(start["command"][1:2])
+    return {"verb": verb, "commit": start["git"]["commit"], "weights": weights, "data": data}
