@@ -198,10 +198,18 @@ def verify():
 
 
 def serve():
-    """Serve a bundle over gRPC: by tensorflow_model_server where installed, else by the embedded server."""
+    """Serve a bundle over gRPC and REST: by tensorflow_model_server if installed, else by our own."""
     from serving import server
 
-    server.run(FLAGS.export_dir, FLAGS.model or Path(FLAGS.export_dir).resolve().name, FLAGS.host, FLAGS.port)
+    server.run(
+        FLAGS.export_dir,
+        FLAGS.model or Path(FLAGS.export_dir).resolve().name,
+        host=FLAGS.host,
+        port=FLAGS.port,
+        rest_api_port=FLAGS.rest_api_port,
+        enable_batching=FLAGS.enable_batching,
+        enable_per_model_batching_parameters=FLAGS.enable_batching,
+    )
 
 
 def query(*texts):
@@ -280,6 +288,10 @@ MODEL = string("model", "name of the model at the server; for serve: the name of
 TARGET = string("target", "the server's address", "localhost:8500")
 HOST = string("host", "address that the embedded server listens on", "127.0.0.1")
 PORT = whole_number("port", "gRPC port", 8500, most=65535)
+REST_PORT = whole_number("rest_api_port", "REST port; -1: no REST", 8501, least=-1, most=65535)
+BATCHING = yes_or_no(
+    "enable_batching", "compute requests that come together together, as the bundle proposes", False
+)
 
 LAUNCHED = ("pretrain", "finetune")
 # Verb -> what it does, its flags, and those of them that must be given.
@@ -297,7 +309,7 @@ VERBS = {
     "inspect": (inspect, (), ()),
     "export": (export, (WORKDIR, EXPORT_DIR), ("workdir", "export_dir")),
     "verify": (verify, (EXPORT_DIR,), ("export_dir",)),
-    "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT), ("export_dir",)),
+    "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT, REST_PORT, BATCHING), ("export_dir",)),
     "query": (query, (TARGET, MODEL), ("model",)),
     "demo": (demo, (), ()),
 }

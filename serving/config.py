@@ -3,7 +3,6 @@
 Nothing here imports TensorFlow, so that a wrong flag or folder is answered at once.
 """
 
-import dataclasses
 import os
 
 from google.protobuf import text_format
@@ -11,15 +10,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 
 class StartError(Exception):
-    """The server cannot start as asked; the message is one line that says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelPlan:
-    """What to load for one model: `versions` {number: folder} and `labels` {label: number}."""
-
-    versions: dict
-    labels: dict
+    """What was asked to be served cannot be; the message is one line that says why."""
 
 
 def read_config(path):
@@ -42,34 +33,30 @@ def one_model(name, base_path):
     return config
 
 
-def plan(config):
-    """{model name: ModelPlan} for a ModelServerConfig and the folders as they are now; raises StartError."""
-    plans = {}
+def entries(config):
+    """{model name: ModelConfig} of a ModelServerConfig; raises StartError where one makes no sense."""
+    found = {}
     for entry in config.model_config_list.config:
         if not entry.name:
             raise StartError("a model without a name in the model configuration")
-        if entry.name in plans:
+        if entry.name in found:
             raise StartError(f"model {entry.name} is listed twice in the model configuration")
         if entry.model_platform != "tensorflow":
             given = f'not "{entry.model_platform}"'
             raise StartError(f'model {entry.name} needs model_platform: "tensorflow", {given}')
         if not os.path.isabs(entry.base_path):
             raise StartError(f'model {entry.name} needs an absolute base_path, not "{entry.base_path}"')
-        versions = _chosen(entry)
-        for label, version in entry.version_labels.items():
-            if version not in versions:
-                raise StartError(
-                    f"label {label} of model {entry.name} names version {version}, which is not served; "
-                    f"served: {listed(versions)}"
-                )
-        plans[entry.name] = ModelPlan(versions, dict(entry.version_labels))
-    if not plans:
+        found[entry.name] = entry
+    if not found:
         raise StartError("the model configuration names no model (model_config_list { config { ... } })")
-    return plans
+    return found
 
 
-def _chosen(entry):
-    """The versions that a ModelConfig's policy chooses, {number: folder}."""
+def wanted_versions(entry):
+    """{number: folder} of the versions that a ModelConfig's policy chooses among those there are now.
+
+    Raises StartError where the folder cannot be read or lacks what the policy or a label names.
+    """
     try:
         folders = os.listdir(entry.base_path)
     except OSError as error:
@@ -86,6 +73,17 @@ def _chosen(entry):
             f"folder {entry.base_path} of model {entry.name} has no version in it: "
             "a folder named by a number, such as 1"
         )
+    chosen = _chosen(entry, found)
+    for label, version in entry.version_labels.items():
+        if version not in chosen:
+            raise StartError(
+                f"label {label} of model {entry.name} names version {version}, which is not served; "
+                f"served: {listed(chosen)}"
+            )
+    return chosen
+
+
+def _chosen(entry, found):
     policy = entry.model_version_policy
     if policy.HasField("all"):
         return found

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
 
 # Which repeated field holds the values of a dtype.
 VALUE_FIELDS = {
@@ -28,11 +28,23 @@ VALUE_FIELDS = {
     tf.complex64: "scomplex_val",
     tf.complex128: "dcomplex_val",
 }
+# As C++ names them in messages, where that isn't the name Python has.
+CPP_NAMES = {tf.float16: "half", tf.float32: "float", tf.float64: "double"}
 FIELDS_BY_NUMBER = {dtype.as_datatype_enum: (dtype, field) for dtype, field in VALUE_FIELDS.items()}
 
 # A shape may ask for more values than were sent: they are filled in. Beyond this many, the request is
 # refused rather than a laptop's memory filled on the word of a few bytes.
 MAX_FILLED = 1 << 24
+
+
+def dtype_name(dtype):
+    """A dtype's name in the stock server's messages."""
+    return CPP_NAMES.get(dtype, dtype.name)
+
+
+def proto_name(dtype):
+    """A dtype's name in a proto, such as "DT_FLOAT"."""
+    return types_pb2.DataType.Name(dtype.as_datatype_enum)
 
 
 def decode(proto):

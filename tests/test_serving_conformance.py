@@ -1,158 +1,61 @@
-"""The embedded server against what the stock server answered: serving_conformance/observed.jsonl."""
+"""The embedded server over gRPC against what the stock server answered."""
 
-import json
 import math
-import pathlib
 
 import grpc
 import pytest
 import tensorflow as tf
-from google.protobuf import json_format
+from google.protobuf import text_format
 from tensorflow.core.framework import tensor_pb2
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_service_pb2_grpc,
+    model_management_pb2,
     predict_pb2,
-    prediction_service_pb2_grpc,
 )
 
 from serving.server import serve
-
-OBSERVED = {
-    row["case"]: row
-    for row in map(
-        json.loads,
-        (pathlib.Path(__file__).parent / "serving_conformance" / "observed.jsonl")
-        .read_text("utf-8")
-        .splitlines(),
-    )
-}
-RPCS = ("Predict", "GetModelMetadata", "GetModelStatus")
-
-
-# ---- The models that the observations are of ----
-
-
-def strings(name):
-    return tf.TensorSpec([None], tf.string, name=name)
-
-
-def floats(name):
-    return tf.TensorSpec([None], tf.float32, name=name)
-
-
-def write_texts(folder, factor):
-    module = tf.Module()
-    module.factor = tf.Variable(factor)
-
-    def describe(text):
-        length = tf.strings.length(text)
-        return {
-            "upper": tf.strings.upper(text),
-            "length": length,
-            "score": tf.cast(length, tf.float32) * module.factor,
-        }
-
-    module.describe = tf.function(describe, [strings("text")])
-    module.join = tf.function(
-        lambda text, text_pair: {"joined": tf.strings.join([text, text_pair], "|")},
-        [strings("text"), strings("text_pair")],
-    )
-    module.double = tf.function(lambda x: {"y": x * 2.0}, [floats("x")])
-    tf.saved_model.save(
-        module, str(folder), {"serving_default": module.describe, "pair": module.join, "twice": module.double}
-    )
-
-
-def write_examples(folder):
-    module = tf.Module()
-    module.scale = tf.Variable(2.0)
-
-    def parse(inputs):
-        return tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([2], tf.float32)})["x"]
-
-    def classify(inputs):
-        scores = tf.nn.softmax(parse(inputs) * module.scale)
-        return {"classes": tf.tile([["no", "yes"]], [tf.shape(scores)[0], 1]), "scores": scores}
-
-    def regress(inputs):
-        return {"outputs": tf.reduce_sum(parse(inputs), 1) * module.scale}
-
-    module.classify = tf.function(classify, [strings("inputs")])
-    module.regress = tf.function(regress, [strings("inputs")])
-    module.predict = tf.function(lambda x: {"y": x * module.scale}, [floats("x")])
-    tf.saved_model.save(
-        module,
-        str(folder),
-        {"serving_default": module.classify, "regress": module.regress, "predict": module.predict},
-    )
-    path = folder / "saved_model.pb"
-    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    signatures = saved.meta_graphs[0].signature_def
-    signatures["serving_default"].method_name = "tensorflow/serving/classify"
-    signatures["regress"].method_name = "tensorflow/serving/regress"
-    path.write_bytes(saved.SerializeToString())
+from tests.conformance import (
+    OBSERVED,
+    ask,
+    classify,
+    example,
+    metadata,
+    multi,
+    predict,
+    regress,
+    rounded,
+    status,
+    tensor,
+    texts,
+    with_spec,
+    write_models,
+)
 
 
 @pytest.fixture(scope="module")
-def channel(tmp_path_factory):
+def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    write_texts(root / "texts" / "1", 1.0)
-    write_texts(root / "texts" / "2", 10.0)
-    write_examples(root / "examples" / "1")
-    config = root / "models.config"
-    config.write_text(f'''model_config_list {{
-        config {{ name: "texts" base_path: "{root}/texts" model_platform: "tensorflow"
-                  model_version_policy {{ all {{}} }}
-                  version_labels {{ key: "stable" value: 1 }} version_labels {{ key: "canary" value: 2 }} }}
-        config {{ name: "examples" base_path: "{root}/examples" model_platform: "tensorflow" }} }}''')
-    with serve(model_config_file=config, port=0) as server, grpc.insecure_channel(server.address) as channel:
+    write_models(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def channel(models):
+    with (
+        serve(model_config_file=models / "models.config", port=0) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         yield channel
 
 
-# ---- The requests ----
-
-
-def tensor(dtype, shape, **values):
-    return tensor_pb2.TensorProto(
-        dtype=dtype.as_datatype_enum,
-        tensor_shape={
-            "dim": [{"size": size} for size in shape],
-            "unknown_rank": values.pop("unknown_rank", False),
-        },
-        **values,
-    )
-
-
-def texts(*values):
-    return tensor(tf.string, [len(values)], string_val=values)
-
-
-def with_spec(request, model="texts", version=None, **spec):
-    request.model_spec.SetInParent()
-    request.model_spec.MergeFrom(type(request.model_spec)(name=model, **spec))
-    if version is not None:
-        request.model_spec.version.value = version
-    return request
-
-
-def predict(inputs, output_filter=(), **spec):
-    return with_spec(predict_pb2.PredictRequest(inputs=inputs, output_filter=output_filter), **spec)
-
-
-def metadata(*fields, **spec):
-    return with_spec(get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields), **spec)
-
-
-def status(**spec):
-    return with_spec(get_model_status_pb2.GetModelStatusRequest(), **spec)
+def reload(text):
+    return text_format.Parse(f"config {{ {text} }}", model_management_pb2.ReloadConfigRequest())
 
 
 HELLO = {"text": texts(b"hello")}
-EXAMPLE = tf.train.Example()
-EXAMPLE.features.feature["x"].float_list.value.extend([1.0, 2.0])
+EXAMPLE = example(x=[1.0, 2.0])
 REQUESTS = {
     "predict one": predict(HELLO),
     "predict three": predict({"text": texts(b"a", b"bb", b"ccc")}),
@@ -205,6 +108,31 @@ REQUESTS = {
     "predict on a classify signature": predict(
         {"inputs": texts(EXAMPLE.SerializeToString())}, model="examples"
     ),
+    "classify": classify([EXAMPLE, example(x=[3.0, 1.0])]),
+    "classify no examples": classify([]),
+    "classify no input": with_spec(classification_pb2.ClassificationRequest(), "examples"),
+    "classify missing feature": classify([example(z=[1.0, 2.0])]),
+    "classify wrong feature type": classify([example(x=[1, 2])]),
+    "classify wrong feature size": classify([example(x=[1.0])]),
+    "classify extra feature": classify([example(x=[1.0, 2.0], z=[b"more"])]),
+    "classify with context": classify([example(z=[b"own"])], EXAMPLE),
+    "classify a regress signature": classify([EXAMPLE], signature_name="regress"),
+    "classify a predict signature": classify([EXAMPLE], signature_name="predict"),
+    "classify unknown signature": classify([EXAMPLE], signature_name="nothing"),
+    "classify unknown model": classify([EXAMPLE], model="nobody"),
+    "classify a text model": classify([EXAMPLE], model="texts"),
+    "regress": regress([EXAMPLE, example(x=[3.0, 1.0])]),
+    "regress a classify signature": regress([EXAMPLE], "serving_default"),
+    "regress no examples": regress([]),
+    "multi": multi(
+        [("examples", "serving_default", "classify"), ("examples", "regress", "regress")], [EXAMPLE]
+    ),
+    "multi no tasks": multi([], [EXAMPLE]),
+    "multi same signature twice": multi([("examples", "regress", "regress")] * 2, [EXAMPLE]),
+    "multi two models": multi([("examples", "regress", "regress"), ("texts", "twice", "regress")], [EXAMPLE]),
+    "multi unknown method": multi([("examples", "regress", "guess")], [EXAMPLE]),
+    "multi wrong method": multi([("examples", "regress", "classify")], [EXAMPLE]),
+    "multi no examples": multi([("examples", "regress", "regress")], []),
     "metadata": metadata("signature_def", model="examples"),
     "metadata of version 1": metadata("signature_def", version=1),
     "metadata no field": metadata(),
@@ -219,61 +147,48 @@ REQUESTS = {
 }
 
 
-def ask(channel, request):
-    """The answer to a request in the form of the observations."""
-    rpc = type(request).__name__.removesuffix("Request")
-    service = (
-        model_service_pb2_grpc.ModelServiceStub
-        if rpc == "GetModelStatus"
-        else (prediction_service_pb2_grpc.PredictionServiceStub)
-    )
-    try:
-        response = getattr(service(channel), rpc)(request, timeout=60)
-    except grpc.RpcError as error:
-        # The runtime adds the node of the graph on further lines; the observations leave it out.
-        return {"rpc": rpc, "code": error.code().name, "message": error.details().split("\n")[0]}
-    return {
-        "rpc": rpc,
-        "code": "OK",
-        "response": json_format.MessageToDict(response, preserving_proto_field_name=True),
-    }
-
-
-def rounded(value):
-    """`value` with every number in it to be compared to a relative 1e-6."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return pytest.approx(value, rel=1e-6, abs=0) if isinstance(value, float) else value
-
-
 @pytest.mark.parametrize("case", sorted(REQUESTS))
 def test_the_answer_is_the_stock_servers(channel, case):
     expected = {key: value for key, value in OBSERVED[case].items() if key != "case"}
     assert ask(channel, REQUESTS[case]) == rounded(expected)
 
 
-def test_every_observation_of_these_calls_is_tried():
-    # What follows a reload of the configuration needs a call that the server does not have.
-    after_reload = {"after that", "after texts was removed", "status of the removed"}
-    assert {
-        case for case, row in OBSERVED.items() if row.get("rpc") in RPCS
-    } == REQUESTS.keys() | after_reload
+# In this order: each is about what those before it left.
+RELOADS = {
+    "reload nothing": reload(""),
+    "after that": REQUESTS["predict one"],
+    "reload without texts": reload(
+        'model_config_list { config { name: "examples" base_path: "ROOT/examples" '
+        'model_platform: "tensorflow" } }'
+    ),
+    "after texts was removed": REQUESTS["predict one"],
+    "status of the removed": REQUESTS["status"],
+    "classify still": classify([EXAMPLE]),
+}
 
 
-@pytest.mark.parametrize("rpc", ["Classify", "Regress", "MultiInference"])
-def test_calls_that_the_server_does_not_have_are_unimplemented(channel, rpc):
-    call = channel.unary_unary(f"/tensorflow.serving.PredictionService/{rpc}")
-    with pytest.raises(grpc.RpcError) as caught:
-        call(b"", timeout=60)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+def test_a_reloaded_configuration_is_served_as_the_stock_server_serves_it(models):
+    answers = {}
+    with (
+        serve(model_config_file=models / "models.config", port=0) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for case, request in RELOADS.items():
+            if isinstance(request, model_management_pb2.ReloadConfigRequest):
+                request = reload(str(request.config).replace("ROOT", str(models)))
+            answers[case] = {"case": case, **ask(channel, request)}
+    assert answers == rounded({case: OBSERVED[case] for case in RELOADS})
+
+
+def test_every_observation_over_grpc_is_tried():
+    assert {case for case, row in OBSERVED.items() if "rpc" in row} == REQUESTS.keys() | RELOADS.keys()
 
 
 @pytest.mark.parametrize(
     "request_class",
     [
         predict_pb2.PredictRequest,
+        classification_pb2.ClassificationRequest,
         get_model_metadata_pb2.GetModelMetadataRequest,
         get_model_status_pb2.GetModelStatusRequest,
     ],

@@ -62,12 +62,12 @@ def test_many_clients_at_once_get_their_own_answers(running):
 
 
 def test_an_error_of_the_servers_own_is_answered_and_the_request_is_not_logged(running, monkeypatch, caplog):
-    def fail(spec):
+    def fail(*arguments):
         raise RuntimeError("about a secret")
 
     with PredictClient(running.address, "lengths") as client:
         with monkeypatch.context() as patch:
-            patch.setattr(running.store, "find", fail)
+            patch.setattr(running.store, "use", fail)
             with pytest.raises(ServerError) as caught:
                 client.predict(["a secret"])
         assert (caught.value.code, "secret" in str(caught.value)) == ("INTERNAL", False)
@@ -225,28 +225,23 @@ def test_a_program_that_cannot_start_says_so_in_one_line(tmp_path):
 
 SLOW_SERVER = """
 import sys
-from serving import server, service
+from serving import inference, server
 
-class Slow:
-    def find(self, spec):
-        print("entered", flush=True)
-        sys.stdin.readline()
-        return self
-    def predict(self, request):
-        return service.predict_pb2.PredictResponse(model_spec=request.model_spec)
-    def close(self):
-        pass
+def slow(servable, request):
+    print("entered", flush=True)
+    sys.stdin.readline()
+    return predict(servable, request)
 
-running = service.ModelServer("127.0.0.1", 0)
-running.answer_from(Slow())
-server.wait(running)
+predict, inference.predict = inference.predict, slow
+server.wait(server.serve("lengths", sys.argv[1], port=0))
 """
 
 
-def test_sigterm_lets_a_request_under_way_finish_and_takes_no_new_one():
-    with start("-c", SLOW_SERVER) as process:
+def test_sigterm_lets_a_request_under_way_finish_and_takes_no_new_one(base_path):
+    with start("-c", SLOW_SERVER, str(base_path)) as process:
         address = re.search(r"127\.0\.0\.1:\d+", process.stdout.readline())[0]
-        request = predict_pb2.PredictRequest(model_spec={"name": "slow"})
+        request = predict_pb2.PredictRequest(model_spec={"name": "lengths"})
+        request.inputs["text"].CopyFrom(tf.make_tensor_proto(["abc"]))
         with grpc.insecure_channel(address) as channel:
             call = channel.unary_unary(
                 "/tensorflow.serving.PredictionService/Predict",
@@ -262,14 +257,14 @@ def test_sigterm_lets_a_request_under_way_finish_and_takes_no_new_one():
                 time.sleep(0.05)
             process.stdin.write("\n")
             process.stdin.flush()
-            assert answer.result().model_spec.name == "slow"
+            assert list(answer.result().outputs["length"].int_val) == [3]
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in errors
 
 
 def refuses(address):
     try:
-        with PredictClient(address, "slow") as client:
+        with PredictClient(address, "lengths") as client:
             client.status(timeout=60)
     except ServerError as error:
         return error.code == "UNAVAILABLE"
@@ -302,7 +297,7 @@ def test_the_stock_server_takes_the_place_of_run_and_is_named(tmp_path):
     program = tmp_path / "tensorflow_model_server"
     program.write_text('#!/bin/sh\necho "got $*"\n')
     program.chmod(0o755)
-    code = "from serving import server; server.run('/exported', 'sentiment', '127.0.0.1', 8500)"
+    code = "from serving import server; server.run('/exported', 'sentiment', host='127.0.0.1', port=8500)"
     output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
