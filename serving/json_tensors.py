@@ -7,6 +7,7 @@ is the parser's own.
 import base64
 import binascii
 import json
+import math
 
 import tensorflow as tf
 from tensorflow.core.example import example_pb2
@@ -50,13 +51,11 @@ def parse(body):
         raise invalid_argument("JSON Parse error: The document is empty")
     text = body.decode("utf-8", "surrogateescape").lstrip(" \t\r\n")
     try:
-        document, _ = json.JSONDecoder(object_pairs_hook=_first_of_each).raw_decode(text)
+        document, _ = DECODER.raw_decode(text)
     except ValueError as error:
-        # Not the error's own words: those of an integer of too many digits quote nothing, others may.
+        message = getattr(error, "msg", error)
         where = getattr(error, "pos", 0)
-        raise invalid_argument(
-            f"JSON Parse error: {getattr(error, 'msg', 'number')} at offset: {where}"
-        ) from None
+        raise invalid_argument(f"JSON Parse error: {message} at offset: {where}") from None
     except RecursionError:
         raise invalid_argument("JSON Parse error: too many levels") from None
     if not isinstance(document, dict):
@@ -67,8 +66,20 @@ def parse(body):
 def _first_of_each(pairs):
     document = {}
     for key, value in pairs:
-        document.setdefault(key, value)
+        document.setdefault(_valid(key), value)
     return document
+
+
+def _number(text):
+    """An integer of 64 bits, or what is larger as the float it is to the stock server."""
+    if len(text) < 21 and -(1 << 63) <= (value := int(text)) < 1 << 64:
+        return value
+    if math.isinf(value := float(text)):
+        raise ValueError("a number too big")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=_number)
 
 
 def fill_signature_name(document, model_spec):
@@ -79,7 +90,12 @@ def fill_signature_name(document, model_spec):
             f"JSON Value: {debug_string(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
-    model_spec.signature_name = name
+    model_spec.signature_name = _valid(name)
+
+
+def _valid(name):
+    """A name, which is nothing's if it has bytes that aren't UTF-8."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def fill_inputs(document, infos, inputs):
@@ -308,7 +324,7 @@ def _add_to_feature(value, name, feature):
         )
     if kind == "bytes_list":
         value = _base64_bytes(value) if isinstance(value, dict) else _bytes(value)
-    getattr(feature, kind).value.append(value)
+    getattr(feature, kind).value.append(int(value) if isinstance(value, bool) else value)
 
 
 def predictions(outputs, is_row_format):

@@ -26,6 +26,7 @@ from serving import inference, json_tensors, service
 from serving.config import StartError
 from serving.status import RequestError, invalid_argument
 
+log = logging.getLogger(__name__)
 _WHICH = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
 PREDICTION = re.compile(rf"(?ia)/v1/models/(?P<name>[^/:]+){_WHICH}:(?P<method>classify|regress|predict)")
 STATUS = re.compile(rf"(?ia)/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?:/(?P<more>metadata))?")
@@ -225,6 +226,9 @@ class RestServer:
                 "application/json",
                 json_tensors.serialize({"error": error.message}),
             )
+        except Exception as error:
+            log.error("%s failed with %s", path, type(error).__name__)
+            return 500, "application/json", json_tensors.serialize({"error": "the embedded server failed"})
 
     def stop(self, grace_s):
         """Take no more connections and give the requests under way `grace_s` seconds."""

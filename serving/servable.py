@@ -68,6 +68,9 @@ class Servable:
             return self._callable(names, tuple(fetches))(*map(np.asarray, arrays))
         except tf.errors.OpError as error:
             raise RequestError(CODES[error.error_code], error.message) from None
+        except UnicodeDecodeError as error:
+            # A message that quotes a request's bytes, which is lost to Python, and its code with it.
+            raise invalid_argument(error.object.decode("utf-8", "replace")) from None
 
     def close(self):
         """Free what the version holds; no request may be under way."""
