@@ -87,11 +87,15 @@ def write_examples(folder):
         str(folder),
         {"serving_default": module.classify, "regress": module.regress, "predict": module.predict},
     )
+    set_method_names(folder, {"serving_default": "classify", "regress": "regress"})
+
+
+def set_method_names(folder, names):
+    """Give the signatures of a SavedModel the methods that Python can't."""
     path = folder / "saved_model.pb"
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    signatures = saved.meta_graphs[0].signature_def
-    signatures["serving_default"].method_name = "tensorflow/serving/classify"
-    signatures["regress"].method_name = "tensorflow/serving/regress"
+    for signature, method in names.items():
+        saved.meta_graphs[0].signature_def[signature].method_name = f"tensorflow/serving/{method}"
     path.write_bytes(saved.SerializeToString())
 
 
@@ -167,9 +171,9 @@ def classify(examples, context=None, model="examples", **spec):
     return with_spec(request, model, **spec)
 
 
-def regress(examples, signature_name="regress", **spec):
+def regress(examples, signature_name="regress", model="examples", **spec):
     request = regression_pb2.RegressionRequest(input=given(examples))
-    return with_spec(request, "examples", signature_name=signature_name, **spec)
+    return with_spec(request, model, signature_name=signature_name, **spec)
 
 
 def multi(tasks, examples):

@@ -97,10 +97,9 @@ def random_request(rng):
             **spec,
         ),
         "Classify": classify(examples, rng.choice([None, random_example(rng)]), **spec),
+        "Regress": regress(examples, **spec),
         "MultiInference": multi([task] * rng.randrange(3), examples),
     }
-    spec.pop("model")
-    made["Regress"] = regress(examples, **spec)
     method = rng.choice(list(made))
     data = made[method].SerializeToString()
     if rng.random() < 0.2:
