@@ -36,7 +36,7 @@ def with_tls():
 
 
 def kserve_pods():
-    """The pods that KServe makes: the runtime's containers, and those fields of the predictor that pods have."""
+    """KServe's pods: the runtime's containers, and those fields of the predictor that pods have."""
     service, runtime = (
         read(SERVING / "kserve" / f"{name}.yaml") for name in ("inference_service", "serving_runtime")
     )
@@ -45,8 +45,8 @@ def kserve_pods():
     return {**pod, "containers": runtime["spec"]["containers"]}
 
 
-# Fields of KServe's own, besides those of pods and containers: the CustomResourceDefinitions in config/crd/full of
-# kserve/kserve at commit aaac4e294dae.
+# Fields of KServe's own, besides those of pods and containers: the CustomResourceDefinitions in config/crd/full
+# of kserve/kserve at commit aaac4e294dae.
 KSERVE_FIELDS = {
     "spec.predictor": {
         *("minReplicas", "maxReplicas", "scaleMetric", "scaleMetricType", "scaleTarget", "autoScaling"),
