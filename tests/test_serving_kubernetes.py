@@ -45,8 +45,8 @@ def kserve_pods():
     return {**pod, "containers": runtime["spec"]["containers"]}
 
 
-# Fields of KServe's own, besides those of pods and containers: the CustomResourceDefinitions in config/crd/full
-# of kserve/kserve at commit aaac4e294dae.
+# Fields of KServe's own, besides those of pods and containers, from the CustomResourceDefinitions in
+# config/crd/full of kserve/kserve at commit aaac4e294dae.
 KSERVE_FIELDS = {
     "spec.predictor": {
         *("minReplicas", "maxReplicas", "scaleMetric", "scaleMetricType", "scaleTarget", "autoScaling"),
