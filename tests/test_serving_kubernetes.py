@@ -12,7 +12,7 @@ SERVING = pathlib.Path(__file__).parent.parent / "serving"
 BASE = SERVING / "kubernetes" / "base"
 TLS = SERVING / "kubernetes" / "tls"
 # The oldest that has all fields used, and the newest whose schemas are at hand.
-VERSIONS = ["1.30", kubernetes_validate.major_minor(kubernetes_validate.latest_version())]
+VERSIONS = ["1.30", kubernetes_validate.latest_version().rpartition(".")[0]]
 
 
 def read(path):
