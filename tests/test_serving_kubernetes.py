@@ -133,6 +133,8 @@ def test_kserve_files_have_kserves_fields_and_those_of_pods():
         deployment["spec"]["strategy"] = predictor["deploymentStrategy"]
         kubernetes_validate.validate(deployment, version, strict=True)
     assert predictor["model"]["runtime"] == runtime["metadata"]["name"]
+    for entry in runtime["spec"]["supportedModelFormats"]:
+        assert set(entry) <= {"name", "version", "autoSelect", "priority"}
     formats = [(entry["name"], entry["version"]) for entry in runtime["spec"]["supportedModelFormats"]]
     assert tuple(predictor["model"]["modelFormat"].values()) in formats
     assert predictor["model"]["protocolVersion"] in runtime["spec"]["protocolVersions"]
