@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import threading
+import urllib.error
+import urllib.request
 
 import grpc
 import jsonschema
@@ -83,12 +85,21 @@ def test_a_stock_configuration_is_taken_by_the_embedded_server(folder, tmp_path)
     tf.saved_model.save(module, str(tmp_path / "sentiment" / "1"), {"serving_default": module.same})
     path = tmp_path / "models.config"
     path.write_text(text.replace("/models/", f"{tmp_path}/"))
+    deployment = yaml.safe_load((SERVING / "kubernetes" / "base" / "deployment.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
     with (
-        serve(model_config_file=path, port=0) as server,
+        serve(model_config_file=path, port=0, rest_api_port=0) as server,
         PredictClient(server.address, "sentiment") as client,
     ):
         for label in model.version_labels or [None]:
             assert client.predict(["a"], label=label) == [{"same": "a"}]
+        if model.version_labels:
+            probe = f"http://127.0.0.1:{server.rest_port}{container['readinessProbe']['httpGet']['path']}"
+            with urllib.request.urlopen(probe, timeout=60) as answer:
+                assert answer.status == 200
+            with pytest.raises(urllib.error.HTTPError, match="Bad Request") as refused:
+                urllib.request.urlopen(probe.replace("stable", "nightly"), timeout=60)
+            refused.value.close()
 
 
 def test_the_labels_are_of_versions_that_are_served():

@@ -3,9 +3,10 @@
 #
 #     serving/tls/make_certificates.sh DIRECTORY [SERVER_NAME...]
 #
-# An authority, a server's certificate for localhost and the names given, a client's, all for 30 days, and ssl.config,
-# an SSLConfig (tensorflow_serving/config/ssl_config.proto) for --ssl_config_file. In production the certificates are
-# your own authority's; ssl.config is made of them by the last lines here. It holds the server's private key.
+# An authority, a server's certificate for localhost and the names given, a client's, all for 30 days, and
+# ssl.config, an SSLConfig (tensorflow_serving/config/ssl_config.proto) for --ssl_config_file. In production
+# the certificates are your own authority's; ssl.config is made of them by the last lines here. It holds the
+# server's private key.
 set -eu
 umask 077
 directory=$1
