@@ -97,7 +97,7 @@ def read_parameters(path):
 
 
 def add_batching(graph, signatures, parameters):
-    """Give each signature whose tensors all have a batch of any size a twin that batches across calls.
+    """Give each signature with batches of any size, of rows of one size, a twin that batches across calls.
 
     Args:
         graph: the loaded tf.Graph, the default one.
@@ -110,9 +110,10 @@ def add_batching(graph, signatures, parameters):
     graph_def = graph.as_graph_def()
     twins = []
     for signature in signatures.values():
-        if signature.method_name and all(
-            map(_is_batched, [*signature.inputs.values(), *signature.outputs.values()])
-        ):
+        outputs, inputs = signature.outputs.values(), signature.inputs.values()
+        # Rows of other sizes would fail all requests of a batch, as they do in the stock server.
+        same = all(dim.size >= 0 for info in inputs for dim in info.tensor_shape.dim[1:])
+        if signature.method_name and same and all(map(_is_batched, [*inputs, *outputs])):
             twins.append(_twin(graph_def, signature, parameters, len(twins)))
     return twins
 
