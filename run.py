@@ -213,14 +213,59 @@ def serve():
 
 
 def query(*texts):
-    """Send texts to a model server and print its answers, a line of JSON each."""
-    from serving import client
+    """Ask a model server about texts, with --pairs about pairs, and print its answers, a line of JSON each.
 
-    if not texts:
+    run.py query --model=NAME [--target=HOST:PORT[,HOST:PORT...]] TEXT... or --input=FILE
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what is wrong is said in one line, not by gRPC's log
+    from serving import query as asking
+    from serving.connection import Tls
+    from serving.errors import ServerError
+
+    rows = _rows_to_ask(texts)
+    files = (FLAGS.root_certificates, FLAGS.client_certificate, FLAGS.client_key, FLAGS.server_name)
+    tls = Tls(*files) if FLAGS.tls or any(files) else None
+    if FLAGS.version is not None and FLAGS.version_label:
+        raise UserError("give --version or --version_label, not both")
+    if FLAGS.rest:
+        from serving.rest_client import RestPredictClient as Client
+    else:
+        from serving.client import PredictClient as Client
+    try:
+        client = Client(FLAGS.target or f"localhost:{8501 if FLAGS.rest else 8500}", FLAGS.model, tls=tls)
+        with client:
+            asking.query(
+                client,
+                rows,
+                signature_name=FLAGS.signature,
+                version=FLAGS.version,
+                label=FLAGS.version_label,
+                timeout=FLAGS.timeout or None,
+            )
+    except ServerError as error:
+        sys.exit(f"error: {error}")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _rows_to_ask(texts):
+    from keras_bert_app import features
+    from keras_bert_app.data.readers import read_texts
+
+    if bool(texts) == bool(FLAGS.input):
         raise UserError(
-            'give the texts to ask about, such as: run.py query --model=sentiment "a quiet triumph"'
+            'give the texts to ask about, such as: run.py query --model=sentiment "a quiet triumph", '
+            "or --input"
         )
-    client.query(FLAGS.target, FLAGS.model, texts)
+    names = (features.TEXT, features.TEXT_PAIR) if FLAGS.pairs else (features.TEXT,)
+    if FLAGS.input:
+        return read_texts(FLAGS.input, {name: name for name in names})
+    if len(texts) % len(names):
+        raise UserError(
+            f"--pairs takes texts two by two, first and second of each pair; here are {len(texts)}"
+        )
+    given = iter(map(os.fsencode, texts))
+    return [dict(zip(names, row, strict=True)) for row in zip(*[given] * len(names), strict=True)]
 
 
 def demo():
@@ -285,7 +330,23 @@ HANG_SECONDS = whole_number(
 RESTARTS = whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
 EXPORT_DIR = string("export_dir", "folder of a bundle's versions")
 MODEL = string("model", "name of the model at the server; for serve: the name of the folder if not given")
-TARGET = string("target", "the server's address", "localhost:8500")
+TARGET = string(
+    "target",
+    "the server's address, several with commas between; if not given, port 8500, or 8501 with --rest",
+)
+VERSION = whole_number("version", "version to ask; if not given, the latest")
+VERSION_LABEL = string("version_label", "label of the version to ask, such as canary")
+SIGNATURE = string("signature", "signature to ask; if not given, the model's default")
+TIMEOUT = whole_number("timeout", "seconds to wait for 1,024 answers, retries included; 0: without end", 60)
+REST = yes_or_no("rest", "ask over REST, not gRPC", False)
+ASKED_PAIRS = yes_or_no("pairs", "ask about pairs of texts", False)
+TLS = (
+    yes_or_no("tls", "encrypt, trusting the well-known authorities; the flags below imply it", False),
+    string("root_certificates", "PEM file of the authorities to trust in place of those"),
+    string("client_certificate", "PEM file of the client's own certificate, for servers that ask for one"),
+    string("client_key", "PEM file of its key"),
+    string("server_name", "the name in the server's certificate, where it isn't the address' host"),
+)
 HOST = string("host", "address that the embedded server listens on", "127.0.0.1")
 PORT = whole_number("port", "gRPC port", 8500, most=65535)
 REST_PORT = whole_number("rest_api_port", "REST port; -1: no REST", 8501, least=-1, most=65535)
@@ -310,7 +371,11 @@ VERBS = {
     "export": (export, (WORKDIR, EXPORT_DIR), ("workdir", "export_dir")),
     "verify": (verify, (EXPORT_DIR,), ("export_dir",)),
     "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT, REST_PORT, BATCHING), ("export_dir",)),
-    "query": (query, (TARGET, MODEL), ("model",)),
+    "query": (
+        query,
+        (TARGET, MODEL, INPUT, ASKED_PAIRS, SIGNATURE, VERSION, VERSION_LABEL, TIMEOUT, REST, *TLS),
+        ("model",),
+    ),
     "demo": (demo, (), ()),
 }
 # What verbs take besides flags; see command_line.parse.

@@ -112,14 +112,10 @@ def overload():
 
 def prepared_request(address):
     """The bytes of a Predict request of one text, in turns one of TEXTS."""
-    from serving import client
+    from serving import messages
 
-    requests = []
-    for text in TEXTS:
-        request = client.protocol.CLASSES["PredictRequest"](model_spec={"name": "m"})
-        request.inputs["text"].CopyFrom(client.to_tensor([text]))
-        requests.append(request.SerializeToString())
-    return requests
+    spec = messages.model_spec("m")
+    return [messages.predict_request(spec, {"text": [text]}).SerializeToString() for text in TEXTS]
 
 
 def connections(address, count):

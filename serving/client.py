@@ -3,206 +3,180 @@
     with PredictClient("localhost:8500", "sentiment") as client:
         client.predict(["a quiet triumph", "so dull"])
 
-Needs grpcio, protobuf and NumPy, not TensorFlow.
+    async with AsyncPredictClient("localhost:8500", "sentiment") as client:
+        await client.predict(["a quiet triumph", "so dull"])
+
+Needs grpcio, protobuf and NumPy, not TensorFlow. `serving.rest_client` does the same over REST.
 """
 
-import json
-import sys
+import collections
+import operator
 
 import grpc
-import numpy as np
+import grpc.aio
 
-from serving import protocol
+from serving import messages, protocol
+from serving.channel import open_channel
+from serving.connection import ATTEMPTS, BATCH_SIZE, CONCURRENCY, TIMEOUT, Deadline, check_numbers
+from serving.errors import ServerError as ServerError  # where callers look for it
+from serving.errors import error_of
+from serving.rows import batches, in_order, joined, rows, text_inputs
 
-VALUE_FIELDS = {
-    "float32": "float_val",
-    "float64": "double_val",
-    "int32": "int_val",
-    "uint8": "int_val",
-    "int16": "int_val",
-    "int8": "int_val",
-    "uint16": "int_val",
-    "string": "string_val",
-    "int64": "int64_val",
-    "bool": "bool_val",
-    "bfloat16": "half_val",
-    "float16": "half_val",
-    "uint32": "uint32_val",
-    "uint64": "uint64_val",
-}
-NUMBERS = {name: number for number, name in protocol.DTYPES.items()}
-QUERY_TIMEOUT = 60.0  # seconds
-HINTS = {
-    "UNAVAILABLE": "no model server answers there; is it running, and is the address right?",
-    "DEADLINE_EXCEEDED": "no answer in time; allow more, or send fewer texts at once",
-    "UNIMPLEMENTED": "what listens there does not speak TensorFlow Serving's gRPC API",
-    "NOT_FOUND": "no such model or version there",
-}
+_only = operator.itemgetter(0)
 
 
-class ServerError(Exception):
-    """A call that got no result.
+class _Client:
+    """What both clients share: everything but the call itself, which `_ask` makes.
 
-    Attributes:
-        code: name of the gRPC status code, such as "NOT_FOUND".
-        message: the server's own words, or gRPC's where no server was reached.
+    `_ask(method, requests, timeout, read, join)` sends each request, up to `concurrency` at once, and gives
+    `join([read(response), ...])`, in the order of the requests.
     """
 
-    def __init__(self, target, code, message):
-        self.code = code
-        self.message = message
-        said = " ".join(message.split())
-        hint = HINTS.get(code)
-        super().__init__(f"{target}: {hint} ({code}: {said})" if hint else f"{target}: {said} ({code})")
+    _library = None  # grpc or grpc.aio, whose functions have the same names
 
-
-def to_tensor(values):
-    """The TensorProto of an array, or of a (nested) list of str, bytes or numbers.
-
-    Strings are sent as UTF-8, escaped surrogates (as the command line has them) as the bytes they stand for.
-    Raises TypeError for a dtype that has no place in a request.
-    """
-    is_texts = isinstance(values, list) and all(isinstance(value, (str, bytes)) for value in values)
-    # As objects: NumPy's own strings take the longest one's room for each, and drop NULs at the end.
-    array = np.asarray(values, object if is_texts else None)
-    if array.dtype.kind in "USO":
-        name = "string"
-        flat = [
-            text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-            for text in array.ravel().tolist()
-        ]
-    else:
-        name, flat = array.dtype.name, array.ravel().tolist()
-    if name not in NUMBERS or name in ("float16", "bfloat16"):
-        raise TypeError(f"values of type {array.dtype} cannot be sent; send strings, integers or floats")
-    proto = protocol.CLASSES["TensorProto"](dtype=NUMBERS[name])
-    proto.tensor_shape.SetInParent()
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
-    getattr(proto, VALUE_FIELDS[name]).extend(flat)
-    return proto
-
-
-def to_array(proto):
-    """The array of a TensorProto: strings as objects (bytes), bfloat16 widened to float32."""
-    name = protocol.DTYPES[proto.dtype]
-    values = getattr(proto, VALUE_FIELDS[name])
-    if name == "string":
-        array = np.empty(len(values), object)
-        array[:] = values[:]
-    elif name in ("float16", "bfloat16"):
-        bits = (
-            np.frombuffer(proto.tensor_content, np.uint16)
-            if proto.tensor_content
-            else np.array(values, np.uint16)
-        )
-        widened = (bits.astype(np.uint32) << 16).view(np.float32)  # a bfloat16 is the upper half of a float32
-        array = bits.view(np.float16) if name == "float16" else widened
-    elif proto.tensor_content:
-        array = np.frombuffer(proto.tensor_content, name)
-    else:
-        array = np.array(values, name)
-    return array.reshape([dim.size for dim in proto.tensor_shape.dim])
-
-
-def _plain(value):
-    """One row of an output as JSON has it."""
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value.item()
-
-
-class PredictClient:
-    """A connection to one model of the server at `target` ("host:port"); may be shared by threads.
-
-    Connects when first asked. Every method raises ServerError where no result comes back. Close it, or use
-    it as a context manager.
-    """
-
-    def __init__(self, target, model):
+    def __init__(
+        self,
+        target,
+        model,
+        *,
+        tls=None,
+        attempts=ATTEMPTS,
+        batch_size=BATCH_SIZE,
+        concurrency=CONCURRENCY,
+        keep_alive=None,
+    ):
+        check_numbers(attempts, batch_size, concurrency)
         self.target = target
         self.model = model
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        if target.rsplit(":", 1)[0] in ("localhost", "127.0.0.1", "[::1]"):
-            options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's own loopback
-        self._channel = grpc.insecure_channel(target, options=options)
+        self.batch_size = batch_size
+        self.concurrency = concurrency
+        self._channel = open_channel(self._library, target, tls, attempts, keep_alive)
+        self._calls = {
+            method: self._channel.unary_unary(
+                f"/tensorflow.serving.{path}",
+                lambda request: request.SerializeToString(),
+                protocol.CLASSES[response_name].FromString,
+            )
+            for method, (path, response_name) in messages.METHODS.items()
+        }
 
-    def predict(self, texts, text_pairs=None, signature_name=None, version=None, label=None, timeout=None):
-        """The outputs for `texts` (str or bytes), a dict for each, in order.
+    def predict(self, texts, text_pairs=None, signature_name=None, version=None, label=None, timeout=TIMEOUT):
+        """The outputs for `texts` (str or bytes), a dict for each, in order; sent in batches.
 
         Args:
             texts, text_pairs: lists of equal length; pairs only for models that take them.
             signature_name: the server's default where None.
             version, label: an integer, or the name of a version; the latest where both are None.
-            timeout: seconds to wait; without end where None.
+            timeout: seconds for all of it; without end where None.
 
         Returns:
             for a classifier `{"label": str, "score": float, "probabilities": [float]}` each.
         """
-        if isinstance(texts, (str, bytes)):
-            raise TypeError("texts is a list of strings, not one string")
-        inputs = {"text": list(texts)}
-        if text_pairs is not None:
-            inputs["text_pair"] = list(text_pairs)
-        outputs = self.run(inputs, signature_name, version, label, timeout)
-        return [{name: _plain(array[row]) for name, array in outputs.items()} for row in range(len(texts))]
+        return self.predict_rows(text_inputs(texts, text_pairs), signature_name, version, label, timeout)
 
-    def run(self, inputs, signature_name=None, version=None, label=None, timeout=None):
-        """Run a signature: arrays or lists by input name in, NumPy arrays by output name back."""
-        request = protocol.CLASSES["PredictRequest"](model_spec=self._spec(version, label))
-        request.model_spec.signature_name = signature_name or ""
-        for name, values in inputs.items():
-            request.inputs[name].CopyFrom(to_tensor(values))
-        response = self._call("PredictionService/Predict", request, "PredictResponse", timeout)
-        return {name: to_array(response.outputs[name]) for name in sorted(response.outputs)}
+    def predict_rows(self, inputs, signature_name=None, version=None, label=None, timeout=TIMEOUT):
+        """`predict` for a signature of any inputs: {name: list or NumPy array [B, ...]}, such as token ids.
 
-    def metadata(self, version=None, label=None, timeout=None):
+        Raises ValueError where inputs differ in length, or outputs have no entry for each row.
+        """
+        spec = messages.model_spec(self.model, version, label, signature_name)
+        requests = (messages.predict_request(spec, batch) for batch in batches(inputs, self.batch_size))
+        count = max(map(len, inputs.values()), default=0)
+        return self._ask(
+            "Predict",
+            requests,
+            timeout,
+            lambda response: rows(messages.outputs(response)),
+            lambda parts: joined(parts, count),
+        )
+
+    def run(self, inputs, signature_name=None, version=None, label=None, timeout=TIMEOUT):
+        """Run a signature once: arrays or lists by input name in, NumPy arrays by output name back."""
+        spec = messages.model_spec(self.model, version, label, signature_name)
+        return self._ask("Predict", [messages.predict_request(spec, inputs)], timeout, messages.outputs)
+
+    def classify(self, examples, signature_name=None, version=None, label=None, timeout=TIMEOUT):
+        """The classes of each of `examples`, tf.Examples as {feature: value or list of values}.
+
+        Features are strings, integers or floats; so many examples are one request, not batches.
+
+        Returns:
+            `[{"label": str, "score": float}, ...]` for each.
+        """
+        return self._ask_examples("Classify", examples, signature_name, version, label, timeout)
+
+    def regress(self, examples, signature_name=None, version=None, label=None, timeout=TIMEOUT):
+        """The value, a float, of each of `examples`, which are as for `classify`."""
+        return self._ask_examples("Regress", examples, signature_name, version, label, timeout)
+
+    def _ask_examples(self, method, examples, signature_name, version, label, timeout):
+        kind, read = {
+            "Classify": ("ClassificationRequest", messages.classifications),
+            "Regress": ("RegressionRequest", messages.regressions),
+        }[method]
+        spec = messages.model_spec(self.model, version, label, signature_name)
+        requests = (
+            messages.examples_request(kind, spec, batch["examples"])
+            for batch in batches({"examples": examples}, self.batch_size)
+        )
+        return self._ask(method, requests, timeout, read, lambda parts: joined(parts, len(examples)))
+
+    def metadata(self, version=None, label=None, timeout=TIMEOUT):
         """The signatures: {signature: {"method_name": str, "inputs" and "outputs": {name: (dtype, shape)}}}.
 
         A size of -1 in a shape is any; a shape of None is unknown.
         """
         request = protocol.CLASSES["GetModelMetadataRequest"](
-            model_spec=self._spec(version, label), metadata_field=["signature_def"]
+            model_spec=messages.model_spec(self.model, version, label), metadata_field=["signature_def"]
         )
-        response = self._call(
-            "PredictionService/GetModelMetadata", request, "GetModelMetadataResponse", timeout
-        )
-        found = protocol.CLASSES["SignatureDefMap"].FromString(response.metadata["signature_def"].value)
-        return {
-            key: {
-                "method_name": signature.method_name,
-                "inputs": _described(signature.inputs),
-                "outputs": _described(signature.outputs),
-            }
-            for key, signature in sorted(found.signature_def.items())
-            if key != "__saved_model_init_op"
-        }
+        return self._ask("GetModelMetadata", [request], timeout, messages.signatures)
 
-    def status(self, version=None, timeout=None):
+    def status(self, version=None, timeout=TIMEOUT):
         """The state of every version the server knows, or of one: {version: "AVAILABLE"}, newest first."""
-        request = protocol.CLASSES["GetModelStatusRequest"](model_spec=self._spec(version, None))
-        response = self._call("ModelService/GetModelStatus", request, "GetModelStatusResponse", timeout)
-        return {
-            status.version: protocol.STATES.get(status.state, "UNKNOWN")
-            for status in response.model_version_status
-        }
-
-    def _spec(self, version, label):
-        spec = protocol.CLASSES["ModelSpec"](name=self.model, version_label=label or "")
-        if version is not None:
-            spec.version.value = version
-        return spec
-
-    def _call(self, method, request, response_name, timeout):
-        call = self._channel.unary_unary(
-            f"/tensorflow.serving.{method}",
-            type(request).SerializeToString,
-            protocol.CLASSES[response_name].FromString,
+        request = protocol.CLASSES["GetModelStatusRequest"](
+            model_spec=messages.model_spec(self.model, version)
         )
+        return self._ask("GetModelStatus", [request], timeout, messages.states)
+
+    def _error(self, error):
+        return error_of(self.target, error.code().name, error.details() or "")
+
+
+class PredictClient(_Client):
+    """A connection to one model of the servers at `target`; may be shared by threads.
+
+    Connects when first asked. Every method raises a ServerError where no result comes back (see
+    `serving.errors`). Close it, or use it as a context manager.
+
+    Args:
+        target: "host:port"; several with commas between are asked in turn, and one that is dead is passed
+            over. Names among several are looked up when the client is made. Or one of gRPC's own names, such
+            as "dns:///name:8500", looked up again whenever connections break.
+        model: its name at the server.
+        tls: a `serving.connection.Tls`; no encryption where None.
+        attempts: at most so many, 1 to 5, where the server is not reached (UNAVAILABLE) or has too much to do
+            (RESOURCE_EXHAUSTED), with growing, jittered delays between, within the timeout.
+        batch_size: rows in a request at most, where a method sends several.
+        concurrency: requests of one call under way at once.
+        keep_alive: seconds without a sign of life until the server is pinged, and, up to 20, for its answer;
+            never where None. Servers close connections that are pinged more often than they permit, which is
+            every 300 s unless they say otherwise.
+
+    Raises ValueError, one line, for an address, file or number that can't be.
+    """
+
+    _library = grpc
+
+    def _ask(self, method, requests, timeout, read, join=_only):
+        call, deadline = self._calls[method], Deadline(timeout, self.target)
         try:
-            return call(request, timeout=timeout)
+            return join(
+                in_order(
+                    lambda request: read(call(request, timeout=deadline.left())), requests, self.concurrency
+                )
+            )
         except grpc.RpcError as error:
-            raise ServerError(self.target, error.code().name, error.details() or "") from error
+            raise self._error(error) from error
 
     def close(self):
         """Close the connection."""
@@ -215,22 +189,37 @@ class PredictClient:
         self.close()
 
 
-def _described(tensors):
-    described = {}
-    for name, info in sorted(tensors.items()):
-        shape = info.tensor_shape
-        sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
-        described[name] = (protocol.DTYPES.get(info.dtype, "other"), sizes)
-    return described
+class AsyncPredictClient(_Client):
+    """`PredictClient` for asyncio: the same arguments and methods, which are awaited.
 
+    Make it where an event loop runs, use it in that loop; `async with` closes it.
+    """
 
-def query(target, model, texts):
-    """Print the answers to `texts`, one JSON object a line; where there are none, exit with one line."""
-    with PredictClient(target, model) as client:
+    _library = grpc.aio
+
+    async def _ask(self, method, requests, timeout, read, join=_only):
+        call, deadline, parts = self._calls[method], Deadline(timeout, self.target), []
+        pending = collections.deque()
         try:
-            answers = client.predict(texts, timeout=QUERY_TIMEOUT)
-        except ServerError as error:
-            sys.exit(str(error))
-    for text, answer in zip(texts, answers, strict=True):
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        print(json.dumps({"text": shown, **answer}, ensure_ascii=False))
+            for request in requests:
+                if len(pending) == self.concurrency:
+                    parts.append(read(await pending.popleft()))
+                pending.append(call(request, timeout=deadline.left()))
+            while pending:
+                parts.append(read(await pending.popleft()))
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+        finally:
+            for unfinished in pending:
+                unfinished.cancel()
+        return join(parts)
+
+    async def close(self):
+        """Close the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exception):
+        await self.close()

@@ -29,6 +29,23 @@ MESSAGES = {
     "ModelVersionStatus": "version:int64=1 state:int32=2 status:StatusProto=3",
     "GetModelStatusRequest": "model_spec:ModelSpec=1",
     "GetModelStatusResponse": "model_version_status:ModelVersionStatus*=1",
+    "BytesList": "value:bytes*=1",
+    "FloatList": "value:float*=1",
+    "Int64List": "value:int64*=1",
+    "Feature": "bytes_list:BytesList=1 float_list:FloatList=2 int64_list:Int64List=3",
+    "Features": "feature:{Feature}=1",
+    "Example": "features:Features=1",
+    "ExampleList": "examples:Example*=1",
+    "Input": "example_list:ExampleList=1",
+    "Class": "label:string=1 score:float=2",
+    "Classifications": "classes:Class*=1",
+    "ClassificationResult": "classifications:Classifications*=1",
+    "ClassificationRequest": "model_spec:ModelSpec=1 input:Input=2",
+    "ClassificationResponse": "result:ClassificationResult=1 model_spec:ModelSpec=2",
+    "Regression": "value:float=1",
+    "RegressionResult": "regressions:Regression*=1",
+    "RegressionRequest": "model_spec:ModelSpec=1 input:Input=2",
+    "RegressionResponse": "result:RegressionResult=1 model_spec:ModelSpec=2",
 }
 # `DataType` of types.proto, by number, as NumPy names it.
 DTYPES = {

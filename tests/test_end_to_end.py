@@ -12,7 +12,8 @@ from keras_bert_app import evaluation
 from keras_bert_app.export import bundle
 from keras_bert_app.training import finetuning
 from serving import server
-from serving.client import PredictClient, ServerError
+from serving.client import PredictClient
+from serving.errors import ServerError
 
 CASES = {
     "one text": [b"the film was good"],
