@@ -110,6 +110,7 @@ def run(runner: Path, *arguments: str) -> None:
 @contextlib.contextmanager
 def _server(runner: Path, port: int) -> Iterator[None]:
     arguments = ["serve", f"--export_dir={EXPORT_DIR}", f"--model={MODEL}", f"--port={port}"]
+    arguments.append("--rest_api_port=-1")
     print(f"\n$ python run.py {shlex.join(arguments)} &", flush=True)
     process = subprocess.Popen([sys.executable, str(runner), *arguments])
     try:
