@@ -278,6 +278,7 @@ def loadtest():
     within --target_p99_ms. Texts are those of --input, else made up. --model may be MODEL@VERSION or @LABEL.
     """
     from keras_bert_app.files import atomic_directory, is_taken
+    from serving import latency
     from serving import loadtest as load
 
     output = Path(FLAGS.output)
@@ -292,8 +293,8 @@ def loadtest():
     with atomic_directory(output) as folder:
         (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
         (folder / "batching_parameters.txt").write_text(results["batching"]["text"])
-        load.plot(results, folder / "latency.png")
-    print(load.verdict(results), f"results in {output}", sep="\n")
+        latency.plot(results, folder / "latency.png")
+    print(latency.verdict(results), f"results in {output}", sep="\n")
 
 
 def compare():

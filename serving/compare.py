@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 
 from serving.client import PredictClient
-from serving.loadtest import percentiles
+from serving.latency import percentiles, shown
 from serving.targets import TIMEOUT, TargetError
 
 LABEL, SCORE = "label", "score"
@@ -173,8 +173,7 @@ def report(comparison, a, b, limit):
     for (label_a, label_b), count in sorted((comparison.confusion or {}).items(), key=lambda row: -row[1]):
         lines.append(f"{count:>9,}  {label_a}" + (f" -> {label_b}" if label_a != label_b else ""))
     for name, values in comparison.latency_ms.items():
-        shown = (f"{key} {value:.1f}" for key, value in values.items() if value is not None)
-        lines.append(f"latency of {name}, ms: {' '.join(shown) or 'too few texts'}")
+        lines.append(f"latency of {name}: {shown(values)}")
     return "\n".join([*lines, as_lines(comparison.changes[:limit])]).rstrip("\n")
 
 

@@ -3,7 +3,7 @@
 Requests of one text each arrive as a Poisson process (open loop): each is sent when its time has come,
 whether or not earlier ones have been answered, and its latency counts from that time, so that a server which
 stalls is charged for all who would have waited (G. Tene, "How NOT to measure latency"). Nothing is retried.
-Needs grpcio, protobuf and NumPy; matplotlib for the plot.
+Needs grpcio, protobuf and NumPy.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 
 from serving import proposal, targets
+from serving.latency import line, percentiles
 from serving.targets import TargetError
 
 # Without a file: lengths from a lognormal, fitted to the 12,808 sentences of the packaged reviews (mean of
@@ -28,8 +29,6 @@ WORDS = (
 )
 NUM_TEXTS = 2000  # made ones
 
-# Percentile -> how many answers it takes: one beyond it.
-PERCENTILES = {50: 2, 90: 10, 99: 100, 99.9: 1000}
 GROUPS = (64, 128, 256, 512, 1024, 2048)  # bytes of a request's texts at most; the last group has no end
 SHED = "RESOURCE_EXHAUSTED"
 DEADLINE = 10.0  # seconds, of every request
@@ -100,14 +99,6 @@ def send(calls, requests, times):
     for _ in times:
         finished.acquire()
     return sent, answered, codes
-
-
-def percentiles(latencies):
-    """{"p50": ..., "p99.9": ...} of latencies; None where there are too few to have one beyond it."""
-    return {
-        f"p{percent}": float(np.percentile(latencies, percent)) if len(latencies) >= least else None
-        for percent, least in PERCENTILES.items()
-    }
 
 
 def group_names():
@@ -250,56 +241,3 @@ def run(target, signature_name, names, rows, rates, *, seconds, warmup, target_m
         test = LoadTest(calls, target, signature_name, names, rows, seconds, warmup, target_ms, seed)
         asked = {"target": str(target), "signature": signature_name, "seconds": seconds, "warmup": warmup}
         return asked | {"seed": seed} | test.run(rates) | {"batching": batching}
-
-
-def line(step):
-    """A step in one line."""
-    latency = " ".join(
-        f"{name} {'-' if value is None else f'{value:.1f}'}" for name, value in step["latency_ms"].items()
-    )
-    behind = f"; the generator was behind by {step['late_p99_ms']:.1f} ms" if step["generator_behind"] else ""
-    return (
-        f"{step['rate']:.1f}/s: {step['throughput']:.1f}/s answered, ms {latency}; "
-        f"{step['shed']} shed, {step['failed']} failed of {step['sent']}{behind}"
-    )
-
-
-def verdict(results):
-    """What was found, in one line."""
-    num_behind = sum(step["generator_behind"] for step in results["steps"])
-    behind = (
-        f"; the generator was behind at {num_behind} of {len(results['steps'])} rates, whose latencies are "
-        "partly its own"
-    )
-    target = f"99 in 100 within {results['target_p99_ms']:g} ms"
-    found = f"no rate met the target: {target}"
-    if results["rate_at_target"] is not None:
-        found = (
-            f"{results['throughput_at_target']:.1f} answers/s at {results['rate_at_target']:.1f} requests/s, "
-            + target
-        )
-    return found + (behind if num_behind else "")
-
-
-def plot(results, path):
-    """Percentiles of latency and throughput against the rate, as an image at `path`."""
-    from matplotlib.figure import Figure
-
-    steps = results["steps"]
-    rates = [step["rate"] for step in steps]
-    figure = Figure(figsize=(7, 7), layout="constrained")
-    upper, lower = figure.subplots(2, sharex=True)
-    for name in (f"p{percent}" for percent in PERCENTILES):
-        points = [(step["rate"], value) for step in steps if (value := step["latency_ms"][name]) is not None]
-        if points:
-            upper.plot(*zip(*points, strict=True), "o-", label=name)
-    upper.axhline(results["target_p99_ms"], color="black", linestyle="--", linewidth=1, label="target of p99")
-    upper.set(yscale="log", ylabel="latency of the answered, ms")
-    upper.legend()
-    lower.plot(rates, [step["throughput"] for step in steps], "o-", label="answered")
-    for name in ("shed", "failed"):
-        lower.plot(rates, [step["rate"] * step[name] / max(1, step["sent"]) for step in steps], label=name)
-    lower.plot(rates, rates, color="black", linestyle=":", linewidth=1, label="all of them")
-    lower.set(xlabel="requests sent a second", ylabel="requests a second")
-    lower.legend()
-    figure.savefig(path, format="png", dpi=150)

@@ -140,7 +140,7 @@ def propose(calls, target, signature_name, names, rows, target_ms, seed):
     measured = [
         f"# Measured with {target}, signature {signature_name}, p99 within {target_ms:g} ms as the target:",
         *(f"# a batch of {size}: {1000 * s:.2f} ms, {size / s:.0f} texts/s" for size, s in seconds.items()),
-        *(f"# {number} batches of {size} at once: {rate:.0f} texts/s" for number, rate in rates.items()),
+        *(f"# batches of {size}, {number} at once: {rate:.0f} texts/s" for number, rate in rates.items()),
     ]
     lines = [f"# {why}\n{name} {{ value: {value} }}" for name, (value, why) in chosen.items()]
     return {

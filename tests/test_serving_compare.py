@@ -199,7 +199,7 @@ def test_the_texts_that_change_between_two_labels_are_told_most_confident_first(
     said = capsys.readouterr().out
     assert "3 of 5 differ: 60.00% (95 % interval 14.66% to 94.73%)" in said
     assert "        3  long -> short\n" in said and "score: differs by 0 at most" in said
-    assert said.count('{"text": ') == 1 and "latency of a, ms: p50" in said
+    assert said.count('{"text": ') == 1 and "latency of a: ms p50" in said
 
 
 @pytest.mark.parametrize(("most", "code"), [("0.59", 1), ("0.6", 0), ("1", 0), ("0", 1)])

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
 import run
 from keras_bert_app.errors import UserError
-from serving import loadtest, proposal, server, targets
+from serving import latency, loadtest, proposal, server, targets
 from serving.batching import read_parameters
 from serving.loadtest import LoadTest, arrivals, connected, parse_rates, search, send, summarise
 
@@ -125,7 +125,7 @@ def test_latency_counts_from_the_time_a_request_was_due_and_a_late_generator_is_
     found = summary([500.0] * 200, late=0.4, target_ms=450)
     assert found["latency_ms"]["p50"] == pytest.approx(500) and not found["meets_target"]
     assert found["late_p99_ms"] == pytest.approx(400) and found["generator_behind"]
-    assert "the generator was behind by 400.0 ms" in loadtest.line(found)
+    assert "the generator was behind by 400.0 ms" in latency.line(found)
     assert not summary([500.0] * 200, late=0.04)["generator_behind"]
     assert not summary([2.0] * 200, late=0.0009)["generator_behind"]
 
@@ -355,7 +355,9 @@ def test_a_running_server_is_measured_and_parameters_are_proposed_that_it_takes(
     for step in results["steps"]:
         assert step["codes"] == {"OK": step["sent"]}
         assert set(step["latency_ms_by_bytes"]) == {"0-64", "257-512"}
-    assert results["rate_at_target"] == 80 and "answers/s at 80.0 requests/s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert results["rate_at_target"] == 80 and "answers/s at 80.0 requests/s" in said
+    assert "\n  257-512 bytes: " in said
     parameters = tmp_path / "results" / "batching_parameters.txt"
     read = read_parameters(parameters)
     assert results["batching"]["parameters"] == {
