@@ -221,12 +221,9 @@ def query(*texts):
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what is wrong is said in one line, not by gRPC's log
     from serving import query as asking
-    from serving.connection import Tls
     from serving.errors import ServerError
 
-    rows = _rows_to_ask(texts)
-    files = (FLAGS.root_certificates, FLAGS.client_certificate, FLAGS.client_key, FLAGS.server_name)
-    tls = Tls(*files) if FLAGS.tls or any(files) else None
+    rows, tls = _rows_to_ask(texts), _tls()
     if FLAGS.version is not None and FLAGS.version_label:
         raise UserError("give --version or --version_label, not both")
     if FLAGS.rest:
@@ -248,6 +245,13 @@ def query(*texts):
         sys.exit(f"error: {error}")
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _tls():
+    from serving.connection import Tls
+
+    files = (FLAGS.root_certificates, FLAGS.client_certificate, FLAGS.client_key, FLAGS.server_name)
+    return Tls(*files) if FLAGS.tls or any(files) else None
 
 
 def _rows_to_ask(texts):
@@ -286,10 +290,10 @@ def loadtest():
         raise UserError(f"{output} is there already; give another --output")
     with _told():
         rates = FLAGS.rate and load.parse_rates(FLAGS.rate)
-        target, names = _text_model(f"{FLAGS.target}/{FLAGS.model}")
+        target, names = _text_model(f"{FLAGS.target or 'localhost:8500'}/{FLAGS.model}")
         rows = _texts_for(names) if FLAGS.input else load.made_texts(FLAGS.seed, len(names))
         times = {"seconds": FLAGS.duration_s, "warmup": FLAGS.warmup_s, "target_ms": FLAGS.target_p99_ms}
-        results = load.run(target, FLAGS.signature, names, rows, rates, **times, seed=FLAGS.seed)
+        results = load.run(target, _signature(), names, rows, rates, **times, seed=FLAGS.seed, tls=_tls())
     with atomic_directory(output) as folder:
         (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
         (folder / "batching_parameters.txt").write_text(results["batching"]["text"])
@@ -313,7 +317,7 @@ def compare():
             raise UserError(
                 f"a takes {', '.join(names)}, b takes {', '.join(others)}; they can't be compared"
             )
-        answers = comparing.ask(a, b, FLAGS.signature, names, _texts_for(names))
+        answers = comparing.ask(a, b, _signature(), names, _texts_for(names), _tls())
         found = comparing.compare(answers, FLAGS.tolerance)
     if FLAGS.output:
         with atomic_file(FLAGS.output) as path:
@@ -328,7 +332,7 @@ def compare():
 def _told():
     """What a model server, or what asks it, refuses is a user's mistake, told in one line."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # not by gRPC's log as well
-    from serving.client import ServerError
+    from serving.errors import ServerError
     from serving.targets import TargetError
 
     try:
@@ -342,7 +346,11 @@ def _text_model(spec, model=None):
     from serving import targets
 
     target = targets.parse(spec, model)
-    return target, targets.text_inputs(target, FLAGS.signature)
+    return target, targets.text_inputs(target, _signature(), _tls())
+
+
+def _signature():
+    return FLAGS.signature or "serving_default"
 
 
 def _texts_for(names):
@@ -481,12 +489,12 @@ VERBS = {
     ),
     "loadtest": (
         loadtest,
-        (TARGET, MODEL, SIGNATURE, INPUT, RATE, TARGET_P99_MS, DURATION_S, WARMUP_S, SEED, OUTPUT),
+        (TARGET, MODEL, SIGNATURE, INPUT, RATE, TARGET_P99_MS, DURATION_S, WARMUP_S, SEED, OUTPUT, *TLS),
         ("model", "output"),
     ),
     "compare": (
         compare,
-        (A, B, MODEL, SIGNATURE, INPUT, TOLERANCE, MAX_DISAGREEMENT, LIMIT, OUTPUT),
+        (A, B, MODEL, SIGNATURE, INPUT, TOLERANCE, MAX_DISAGREEMENT, LIMIT, OUTPUT, *TLS),
         ("a", "b", "input"),
     ),
     "demo": (demo, (), ()),

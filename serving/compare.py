@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.client import PredictClient
 from serving.latency import percentiles, shown
-from serving.targets import TIMEOUT, TargetError
+from serving.targets import TargetError
 
 LABEL, SCORE = "label", "score"
 
@@ -138,16 +138,18 @@ def _confidence(a, b, apart):
     return max((float(values.max(initial=0.0)) for values in apart.values()), default=0.0)
 
 
-def ask(a, b, signature_name, names, rows):
+def ask(a, b, signature_name, names, rows, tls=None):
     """Yield for each row what `compare` takes; Targets a and b are asked in turns, the first of them too."""
     with contextlib.ExitStack() as stack:
-        sides = [(side, stack.enter_context(PredictClient(side.address, side.model))) for side in (a, b)]
+        sides = [
+            (side, stack.enter_context(PredictClient(side.address, side.model, tls=tls))) for side in (a, b)
+        ]
 
         def answer(place, row):
             target, client = sides[place]
             inputs = {name: [text] for name, text in zip(names, row, strict=True)}
             start = time.perf_counter()
-            outputs = client.run(inputs, signature_name, **target.choice, timeout=TIMEOUT)
+            outputs = client.run(inputs, signature_name, **target.choice)
             return outputs, time.perf_counter() - start
 
         for number, row in enumerate(rows):

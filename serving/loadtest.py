@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 
 from serving import proposal, targets
+from serving.channel import open_channel
 from serving.latency import line, percentiles
 from serving.targets import TargetError
 
@@ -58,19 +59,16 @@ def arrivals(rate, seconds, generator):
 
 
 @contextlib.contextmanager
-def connected(address):
+def connected(address, tls=None):
     """Predict calls over several connections, from bytes to bytes, that gRPC never tries again."""
     options = [
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),  # else channels to the same address share a connection
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
     ]
-    if address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1", "[::1]"):
-        options.append(("grpc.enable_http_proxy", 0))
     with contextlib.ExitStack() as stack:
         channels = [
-            stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(NUM_CONNECTIONS)
+            stack.enter_context(open_channel(grpc, address, tls, 1, None, options))
+            for _ in range(NUM_CONNECTIONS)
         ]
         yield [channel.unary_unary("/tensorflow.serving.PredictionService/Predict") for channel in channels]
 
@@ -230,12 +228,12 @@ class LoadTest:
         }
 
 
-def run(target, signature_name, names, rows, rates, *, seconds, warmup, target_ms, seed):
+def run(target, signature_name, names, rows, rates, *, seconds, warmup, target_ms, seed, tls=None):
     """The whole test: {"batching": as of serving.proposal.propose, ... of LoadTest.run}; prints as it goes.
 
     Raises TargetError where the server doesn't answer one text.
     """
-    with connected(target.address) as calls:
+    with connected(target.address, tls) as calls:
         batching = proposal.propose(calls, target, signature_name, names, rows, target_ms, seed)
         print(batching["text"], flush=True)
         test = LoadTest(calls, target, signature_name, names, rows, seconds, warmup, target_ms, seed)

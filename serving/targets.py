@@ -1,13 +1,10 @@
 """Whom to ask and with what: `localhost:8500/sentiment@canary`, and texts as a signature takes them."""
 
 import dataclasses
-import re
 
-from serving import protocol
+from serving import messages
 from serving.client import PredictClient
-
-STRING = next(number for number, name in protocol.DTYPES.items() if name == "string")
-TIMEOUT = 60.0  # seconds for an answer that nobody times
+from serving.connection import addresses
 
 
 class TargetError(Exception):
@@ -47,21 +44,27 @@ def parse(spec, model=None):
         raise TargetError(f"{spec!r} names no model; {form}, or give --model")
     if at and not version:
         raise TargetError(f"{spec!r} has no version after its @; {form}")
-    if not re.fullmatch(r".+:\d+", address):
-        raise TargetError(f"{spec!r} has no port; {form}")
+    try:
+        addresses(address)
+    except ValueError as error:
+        raise TargetError(f"{spec!r}: {error}") from None
     if version.isascii() and version.isdigit():
         return Target(address, name, version=int(version))
     return Target(address, name, label=version or None)
 
 
-def text_inputs(target, signature_name):
+def text_inputs(target, signature_name, tls=None):
     """The names of the inputs of a signature that takes texts: (text,), or (text, text_pair).
 
     A single input may have any name. Raises TargetError for a signature that isn't there or takes anything
-    else, `serving.client.ServerError` where the server doesn't say.
+    else, `serving.errors.ServerError` where the server doesn't say.
     """
-    with PredictClient(target.address, target.model) as client:
-        signatures = client.metadata(**target.choice, timeout=TIMEOUT)
+    try:
+        client = PredictClient(target.address, target.model, tls=tls)
+    except ValueError as error:  # about files of TLS
+        raise TargetError(str(error)) from None
+    with client:
+        signatures = client.metadata(**target.choice)
     if signature_name not in signatures:
         raise TargetError(f"{target} has no signature {signature_name}; it has {', '.join(signatures)}")
     inputs = signatures[signature_name]["inputs"]
@@ -78,14 +81,6 @@ def text_inputs(target, signature_name):
 
 def request(target, signature_name, names, rows):
     """The bytes of the PredictRequest about `rows`, tuples of as many texts (bytes) as there are `names`."""
-    message = protocol.CLASSES["PredictRequest"]()
-    message.model_spec.name = target.model
-    message.model_spec.signature_name = signature_name
-    message.model_spec.version_label = target.label or ""
-    if target.version is not None:
-        message.model_spec.version.value = target.version
-    for name, texts in zip(names, zip(*rows, strict=True), strict=True):
-        message.inputs[name].dtype = STRING
-        message.inputs[name].tensor_shape.dim.add(size=len(texts))
-        message.inputs[name].string_val.extend(texts)
-    return message.SerializeToString()
+    spec = messages.model_spec(target.model, target.version, target.label, signature_name)
+    inputs = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return messages.predict_request(spec, inputs).SerializeToString()

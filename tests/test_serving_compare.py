@@ -3,13 +3,17 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import fresh_flags
 from scipy import stats
 from sklearn.metrics import accuracy_score, confusion_matrix
+from tensorflow_serving.apis import predict_pb2
+from test_serving_loadtest import stand_in
 from test_serving_server import ROOT, entry, write_config
 
 import run
@@ -17,6 +21,7 @@ from keras_bert_app.errors import UserError
 from serving import server, targets
 from serving.compare import as_json, ask, compare, difference, interval, report
 from serving.targets import Target, TargetError, parse
+from tests.stand_ins import write_certificates
 
 # ---- Specs ----
 
@@ -36,7 +41,7 @@ def test_a_spec_names_address_model_and_version():
     [
         ("h:1", "names no model"),
         ("h:1/", "names no model"),
-        ("h/m", "no port"),
+        ("h/m", "is no address; write host:port"),
         ("h:1/m@", "no version after"),
     ],
 )
@@ -237,7 +242,7 @@ def test_pairs_reach_the_inputs_they_are_for(address):
         (["--a=127.0.0.1:1/lengths"], "no model server answers there"),
         (["--b=ADDRESS/other"], "no such model or version there"),
         (["--b=ADDRESS/lengths@7"], "no such model or version there"),
-        (["--b=ADDRESS/lengths@old"], "Unrecognized servable version label: old"),
+        (["--b=ADDRESS/lengths@old"], "version label: old"),
         (["--b=ADDRESS"], "names no model"),
         (["--input=missing.txt"], "missing.txt: no such file"),
         (["--input=EMPTY"], "no text in it"),
@@ -256,6 +261,30 @@ def test_a_mistake_is_told_in_one_line(command, address, tmp_path, arguments, me
     with pytest.raises(UserError, match=message) as caught:
         command(*arguments, f"--output={tmp_path / 'changes.jsonl'}")
     assert "\n" not in str(caught.value) and not (tmp_path / "changes.jsonl").exists()
+
+
+def test_servers_over_tls_are_compared(command, tmp_path):
+    write_certificates(tmp_path)
+    pair = [((tmp_path / "server.key").read_bytes(), (tmp_path / "server.pem").read_bytes())]
+    response = predict_pb2.PredictResponse()
+    response.outputs["label"].CopyFrom(tf.make_tensor_proto([b"good"]))
+    with stand_in(lambda *_: response, credentials=grpc.ssl_server_credentials(pair)) as address:
+        specs = (f"--a={address}/m", f"--b={address}/m@2")
+        assert command(*specs, f"--root_certificates={tmp_path / 'ca.pem'}", "--max_disagreement=0") == 0
+
+
+def test_a_server_that_fails_part_way_is_a_mistake_and_no_agreement(command):
+    left = threading.Semaphore(4)
+    response = predict_pb2.PredictResponse()
+    response.outputs["label"].CopyFrom(tf.make_tensor_proto([b"good"]))
+
+    def answer(request, context):
+        if not left.acquire(blocking=False):
+            context.abort(grpc.StatusCode.INTERNAL, "broken")
+        return response
+
+    with stand_in(answer) as address, pytest.raises(UserError, match="INTERNAL: broken"):
+        command(f"--a={address}/m", f"--b={address}/m", "--max_disagreement=0")
 
 
 def test_as_a_program_a_mistake_is_exit_code_2():

@@ -19,6 +19,7 @@ from keras_bert_app.errors import UserError
 from serving import latency, loadtest, proposal, server, targets
 from serving.batching import read_parameters
 from serving.loadtest import LoadTest, arrivals, connected, parse_rates, search, send, summarise
+from tests.stand_ins import write_certificates
 
 TARGET = "localhost:8500/m"
 
@@ -36,7 +37,7 @@ def metadata():
 
 
 @contextlib.contextmanager
-def stand_in(answer, threads=8):
+def stand_in(answer, threads=8, credentials=None):
     """The address of a server whose Predict is `answer(request, context)`."""
     rpc = grpc.unary_unary_rpc_method_handler
     methods = {
@@ -55,7 +56,10 @@ def stand_in(answer, threads=8):
     running.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", methods)]
     )
-    port = running.add_insecure_port("127.0.0.1:0")
+    address = "127.0.0.1:0"
+    port = (
+        running.add_secure_port(address, credentials) if credentials else running.add_insecure_port(address)
+    )
     running.start()
     yield f"127.0.0.1:{port}"
     running.stop(0).wait()
@@ -370,6 +374,16 @@ def test_a_running_server_is_measured_and_parameters_are_proposed_that_it_takes(
         assert targets.text_inputs(targets.parse(running.address, "lengths"), "serving_default") == ("text",)
 
 
+def test_a_server_over_tls_is_measured(command, tmp_path):
+    write_certificates(tmp_path)
+    pair = [((tmp_path / "server.key").read_bytes(), (tmp_path / "server.pem").read_bytes())]
+    flags = ["--model=m", "--rate=20"]
+    with stand_in(lambda *_: None, credentials=grpc.ssl_server_credentials(pair)) as address:
+        command(f"--target={address}", *flags, f"--root_certificates={tmp_path / 'ca.pem'}")
+    [step] = json.loads((tmp_path / "results" / "results.json").read_text())["steps"]
+    assert step["codes"] == {"OK": step["sent"]}
+
+
 def test_without_a_rate_the_highest_is_searched_for(command, monkeypatch, tmp_path):
     monkeypatch.setattr(loadtest, "MOST_RATE", 45.0)
     with stand_in(lambda *_: None) as address:
@@ -415,7 +429,8 @@ def test_a_server_that_meets_no_rate_is_said_to(command, capsys, monkeypatch, tm
         (["--signature=none"], "has no signature none; it has add, serving_default"),
         (["--signature=add"], r"takes x \(int32\); choose one that takes texts"),
         (["--output=TAKEN"], "is there already"),
-        (["--target=localhost"], "has no port; write host:port/MODEL"),
+        (["--root_certificates=missing.pem"], "missing.pem: can't be used for TLS"),
+        (["--target=localhost"], "'localhost' is no address; write host:port"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(command, base_path, tmp_path, arguments, message):
