@@ -3,7 +3,9 @@
 python run.py VERB --flag=value ...        python run.py VERB --help
 """
 
+import contextlib
 import difflib
+import json
 import os
 import signal
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from keras_bert_app import command_line
 from keras_bert_app import config as configuration
-from keras_bert_app.command_line import CONFIG, FLAGS, listed, string, whole_number, yes_or_no
+from keras_bert_app.command_line import CONFIG, FLAGS, listed, real_number, string, whole_number, yes_or_no
 from keras_bert_app.errors import Stopped, UserError
 
 
@@ -219,12 +221,9 @@ def query(*texts):
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what is wrong is said in one line, not by gRPC's log
     from serving import query as asking
-    from serving.connection import Tls
     from serving.errors import ServerError
 
-    rows = _rows_to_ask(texts)
-    files = (FLAGS.root_certificates, FLAGS.client_certificate, FLAGS.client_key, FLAGS.server_name)
-    tls = Tls(*files) if FLAGS.tls or any(files) else None
+    rows, tls = _rows_to_ask(texts), _tls()
     if FLAGS.version is not None and FLAGS.version_label:
         raise UserError("give --version or --version_label, not both")
     if FLAGS.rest:
@@ -248,6 +247,13 @@ def query(*texts):
         raise UserError(str(error)) from error
 
 
+def _tls():
+    from serving.connection import Tls
+
+    files = (FLAGS.root_certificates, FLAGS.client_certificate, FLAGS.client_key, FLAGS.server_name)
+    return Tls(*files) if FLAGS.tls or any(files) else None
+
+
 def _rows_to_ask(texts):
     from keras_bert_app import features
     from keras_bert_app.data.readers import read_texts
@@ -268,6 +274,97 @@ def _rows_to_ask(texts):
     return [dict(zip(names, row, strict=True)) for row in zip(*[given] * len(names), strict=True)]
 
 
+def loadtest():
+    """Load a model server: latency by length, throughput at a latency, proposed batching parameters.
+
+    Requests of one text each arrive at random at --rate (one, or several that rise: 50,100,200), however
+    slowly they are answered; without it, the highest rate is searched for at which 99 in 100 are answered
+    within --target_p99_ms. Texts are those of --input, else made up. --model may be MODEL@VERSION or @LABEL.
+    """
+    from keras_bert_app.files import atomic_directory, is_taken
+    from serving import latency
+    from serving import loadtest as load
+
+    output = Path(FLAGS.output)
+    if is_taken(output):
+        raise UserError(f"{output} is there already; give another --output")
+    with _told():
+        rates = FLAGS.rate and load.parse_rates(FLAGS.rate)
+        target, names = _text_model(f"{FLAGS.target or 'localhost:8500'}/{FLAGS.model}")
+        rows = _texts_for(names) if FLAGS.input else load.made_texts(FLAGS.seed, len(names))
+        times = {"seconds": FLAGS.duration_s, "warmup": FLAGS.warmup_s, "target_ms": FLAGS.target_p99_ms}
+        results = load.run(target, _signature(), names, rows, rates, **times, seed=FLAGS.seed, tls=_tls())
+    with atomic_directory(output) as folder:
+        (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        (folder / "batching_parameters.txt").write_text(results["batching"]["text"])
+        latency.plot(results, folder / "latency.png")
+    print(latency.verdict(results), f"results in {output}", sep="\n")
+
+
+def compare():
+    """Send the texts of --input to two versions, models or servers: how often and where the answers differ.
+
+    --a and --b are host:port[/MODEL][@VERSION or @LABEL], such as localhost:8500/sentiment@canary; --model is
+    for those that name none. Where the signature gives a label, that counts; else numbers further apart than
+    --tolerance do. Exit codes: 0 compared, 1 more than --max_disagreement differ, 2 a mistake.
+    """
+    from keras_bert_app.files import atomic_file
+    from serving import compare as comparing
+
+    with _told():
+        (a, names), (b, others) = (_text_model(spec, FLAGS.model) for spec in (FLAGS.a, FLAGS.b))
+        if names != others:
+            raise UserError(
+                f"a takes {', '.join(names)}, b takes {', '.join(others)}; they can't be compared"
+            )
+        answers = comparing.ask(a, b, _signature(), names, _texts_for(names), _tls())
+        found = comparing.compare(answers, FLAGS.tolerance)
+    if FLAGS.output:
+        with atomic_file(FLAGS.output) as path:
+            path.write_text(comparing.as_lines(found.changes), encoding="utf-8")
+    print(comparing.report(found, a, b, FLAGS.limit))
+    if FLAGS.max_disagreement is not None and found.rate > FLAGS.max_disagreement:
+        print(f"{found.rate:.2%} is more than --max_disagreement={FLAGS.max_disagreement}", file=sys.stderr)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _told():
+    """What a model server, or what asks it, refuses is a user's mistake, told in one line."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # not by gRPC's log as well
+    from serving.errors import ServerError
+    from serving.targets import TargetError
+
+    try:
+        yield
+    except (ServerError, TargetError) as error:
+        raise UserError(str(error)) from error
+
+
+def _text_model(spec, model=None):
+    """The Target of a spec, and the names of the texts that --signature takes there."""
+    from serving import targets
+
+    target = targets.parse(spec, model)
+    return target, targets.text_inputs(target, _signature(), _tls())
+
+
+def _signature():
+    return FLAGS.signature or "serving_default"
+
+
+def _texts_for(names):
+    """The rows of --input: as many texts each as there are names."""
+    from keras_bert_app import features
+    from keras_bert_app.data.readers import read_texts
+
+    columns = (features.TEXT, features.TEXT_PAIR)[: len(names)]
+    rows = [tuple(row.values()) for row in read_texts(FLAGS.input, dict(zip(columns, columns, strict=True)))]
+    if not rows:
+        raise UserError(f"{FLAGS.input}: no text in it; give a file with at least one")
+    return rows
+
+
 def demo():
     """The whole way on packaged weights and texts: pretrain, fine-tune, export, verify, serve, query."""
     from keras_bert_app import demonstration
@@ -283,7 +380,10 @@ WORKDIR = string("workdir", "the run's folder")
 INPUT = string(
     "input", "file to read; for vocab and prepare also a folder, or a pattern such as 'corpus/*.txt'"
 )
-OUTPUT = string("output", "file (vocab, predict) or folder (prepare, evaluate, import, publish) to write")
+OUTPUT = string(
+    "output",
+    "file (vocab, predict, compare) or folder (prepare, evaluate, import, publish, loadtest) to write",
+)
 VOCAB_SIZE = whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
 VOCABULARY_OPTIONS = (
     yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
@@ -354,6 +454,17 @@ BATCHING = yes_or_no(
     "enable_batching", "compute requests that come together together, as the bundle proposes", False
 )
 
+RATE = string("rate", "requests a second: one rate, or several that rise, such as 50,100,200")
+DURATION_S = real_number("duration_s", "seconds that a rate is measured", 10.0, least=0.1)
+WARMUP_S = real_number("warmup_s", "seconds that a rate is kept up before, uncounted", 2.0)
+TARGET_P99_MS = real_number("target_p99_ms", "99 in 100 requests are to be answered within it", 100.0, 0.1)
+SEED = whole_number("seed", "of the arrivals and of the texts", 0)
+A = string("a", "who is asked: host:port[/MODEL][@VERSION or @LABEL]")
+B = string("b", "who is asked the same")
+TOLERANCE = real_number("tolerance", "numbers may differ by so much", 0.0)
+MAX_DISAGREEMENT = real_number("max_disagreement", "share that may differ; any if not given", most=1.0)
+LIMIT = whole_number("limit", "changes to print, the most confident first", 20)
+
 LAUNCHED = ("pretrain", "finetune")
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
@@ -375,6 +486,16 @@ VERBS = {
         query,
         (TARGET, MODEL, INPUT, ASKED_PAIRS, SIGNATURE, VERSION, VERSION_LABEL, TIMEOUT, REST, *TLS),
         ("model",),
+    ),
+    "loadtest": (
+        loadtest,
+        (TARGET, MODEL, SIGNATURE, INPUT, RATE, TARGET_P99_MS, DURATION_S, WARMUP_S, SEED, OUTPUT, *TLS),
+        ("model", "output"),
+    ),
+    "compare": (
+        compare,
+        (A, B, MODEL, SIGNATURE, INPUT, TOLERANCE, MAX_DISAGREEMENT, LIMIT, OUTPUT, *TLS),
+        ("a", "b", "input"),
     ),
     "demo": (demo, (), ()),
 }
@@ -400,7 +521,7 @@ def main(arguments: list[str]) -> None:
     if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
         return print(command_line.usage(verb, function.__doc__, verb_flags, required))
     texts = command_line.parse(verb, rest, verb_flags, required, TAKES.get(verb, ""))
-    if function not in (query, demo, launch, prepare):
+    if function not in (query, loadtest, compare, demo, launch, prepare):
         from keras_bert_app import quiet_tensorflow  # noqa: F401
     return function(*texts)
 

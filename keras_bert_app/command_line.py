@@ -1,6 +1,7 @@
 """Flags of run.py's verbs: defined by absl, read, and a user's mistakes told in one line."""
 
 import inspect
+import math
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,23 @@ def whole_number(
 
     def define(_):
         flags.DEFINE_integer(name, default, help, least, most, flag_values=FLAGS)
+
+    return name, define, help, default
+
+
+def real_number(
+    name: str, help: str, default: float | None = None, least: float = 0.0, most: float | None = None
+) -> Flag:
+    """A finite number from `least` to `most`."""
+
+    def define(_):
+        flags.DEFINE_float(name, default, help, least, most, flag_values=FLAGS)
+        flags.register_validator(
+            name,
+            lambda value: value is None or math.isfinite(value),
+            "give a finite number",
+            flag_values=FLAGS,
+        )
 
     return name, define, help, default
 

@@ -19,10 +19,10 @@ _SCHEMES = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|xds):")
 NO_LIMIT = 2**31 - 1
 
 
-def open_channel(library, target, tls, attempts, keep_alive):
+def open_channel(library, target, tls, attempts, keep_alive, more_options=()):
     """A channel made by `library`, grpc or grpc.aio; arguments as of `serving.client.PredictClient`."""
     name, options = resolve(target)
-    options += channel_options(attempts, keep_alive)
+    options += [*channel_options(attempts, keep_alive), *more_options]
     if tls is None:
         return library.insecure_channel(name, options=options)
     tls.context()  # refuses files that can't be used, which gRPC would say nothing of
