@@ -22,7 +22,6 @@ SEGMENT_IDS = "segment_ids"  # int32 [B, S]; 0 for the first text, 1 for the sec
 PADDING_MASK = "padding_mask"  # bool [B, S]; True for a token, False for padding
 SEQUENCE_IDS = "sequence_ids"  # int32 [B, S]; texts packed in a row, numbered from 1; 0 for padding
 ENCODER_INPUTS = {TOKEN_IDS: "int32", SEGMENT_IDS: "int32", PADDING_MASK: "bool"}
-SEQUENCE_IDS = "sequence_ids"  # int32 [B, S]; texts packed in a row, numbered from 1; 0 for padding
 
 # What a batch has beside them.
 WEIGHT = "weight"  # float32 [B]; 0 for rows that only fill up a batch
@@ -46,3 +45,16 @@ MASKED_LOGITS = "masked_logits"  # float32 [B, P, V]
 PAIR_LOGITS = "pair_logits"  # float32 [B, 2]; see NEXT_SENTENCE_LABEL
 PROBABILITIES = "probabilities"  # float32 [B, C]
 SCORE = "score"  # float32 [B]; the probability of the label given
+
+# What else signatures give.
+NUM_TOKENS = "num_tokens"  # int32 [B]; tokens that were read, special ones included
+TRUNCATED = "truncated"  # bool [B]; whether tokens of the text were left out
+EMBEDDING = "embedding"  # float32 [B, H]; the pooled vector
+PIECES = "pieces"  # string [B, S]; the vocabulary's, [PAD] for padding
+STARTS, ENDS = "starts", "ends"  # int32 [B, S]; bytes of the text, half-open; both 0 where no text stands
+
+# TensorFlow Serving's own names.
+INPUTS = "inputs"  # string [B]; serialized tf.Example
+CLASSES = "classes"  # string [B, C]
+SCORES = "scores"  # float32 [B, C]
+OUTPUTS = "outputs"  # float32 [B]

@@ -113,12 +113,14 @@ def test_the_worst_mistakes_of_pairs_show_both_texts():
 
 def test_the_signatures_have_the_names_dtypes_and_shapes_of_the_contract(task, model, packer):
     signatures = task.signatures(model, packer)
-    assert signatures.keys() == {"serving_default", "token_ids"}
+    assert signatures.keys() == {"serving_default", "classify", "token_ids", "embed", "tokenize"}
     outputs = signatures["serving_default"].structured_outputs
     assert {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in outputs.items()} == {
         "label": ("string", [None]),
         "score": ("float32", [None]),
         "probabilities": ("float32", [None, 3]),
+        "num_tokens": ("int32", [None]),
+        "truncated": ("bool", [None]),
     }
     _, inputs = signatures["token_ids"].structured_input_signature
     assert {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in inputs.items()} == {
@@ -129,11 +131,15 @@ def test_the_signatures_have_the_names_dtypes_and_shapes_of_the_contract(task, m
 def test_the_graph_pads_to_the_longest_text_of_the_batch_and_not_to_the_maximum(task, packer):
     shapes = []
 
-    def watching_model(inputs, training):
-        tf.py_function(lambda ids: shapes.append(tuple(ids.shape)), [inputs[features.TOKEN_IDS]], [])
-        return {features.LOGITS: tf.zeros([tf.shape(inputs[features.TOKEN_IDS])[0], 3])}
+    class WatchingModel:
+        def __call__(self, inputs, training):
+            tf.py_function(lambda ids: shapes.append(tuple(ids.shape)), [inputs[features.TOKEN_IDS]], [])
+            return {features.LOGITS: tf.zeros([tf.shape(inputs[features.TOKEN_IDS])[0], 3])}
 
-    serve = task.signatures(watching_model, packer)["serving_default"]
+        def get_layer(self, name):
+            return lambda inputs, training: {features.POOLED: tf.zeros([1, 1])}
+
+    serve = task.signatures(WatchingModel(), packer)["serving_default"]
     serve(text=tf.constant(["good", "good film"]))
     serve(text=tf.constant(["good " * 100]))
     assert shapes == [(2, 4), (1, 16)]

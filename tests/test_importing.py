@@ -87,7 +87,7 @@ def test_a_classifier_answers_and_is_exported_at_once(tmp_path, no_reference):
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 2 and {answer["label"] for answer in answers} <= set(LABELS.values())
     path = bundle.export(tmp_path / "ours", tmp_path / "bundle")
-    assert json.loads((path / "assets.extra" / "bundle.json").read_text())["task"]["labels"] == list(
+    assert json.loads((path / "assets.extra" / "export.json").read_text())["task"]["labels"] == list(
         LABELS.values()
     )
     assert "was imported" in evaluation.evaluate_test(tmp_path / "ours")

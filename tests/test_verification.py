@@ -67,7 +67,7 @@ def test_a_cut_file_is_refused(copy, c_api_alone, name):
 
 
 def test_an_unknown_format_is_refused_with_what_to_do(copy):
-    path = copy / "assets.extra" / "bundle.json"
+    path = copy / "assets.extra" / "export.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format_version": 7}))
     with pytest.raises(
         UserError, match="has format 7, this version knows 1; verify it with the version that"

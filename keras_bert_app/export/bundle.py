@@ -1,25 +1,29 @@
 """A run's best checkpoint -> a versioned SavedModel with its tokenizer inside, whole or not there.
 
 <export_dir>/<version>/saved_model.pb, variables/
-<export_dir>/<version>/assets.extra/bundle.json   format version, task, labels, tokenizer, metrics, provenance
+<export_dir>/<version>/assets.extra/export.json   format version, task, labels, tokenizer, metrics, provenance
 <export_dir>/<version>/assets.extra/vocab.txt     for people; the graph has its own
 <export_dir>/<version>/assets.extra/examples.json requests and the trainer's answers, which verify replays
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
+from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export.c_api import encode_tensor
 from keras_bert_app.files import atomic_directory
+from keras_bert_app.tasks.signatures import METHOD_NAMES
 from keras_bert_app.training import workdir as folders
 
 FORMAT_VERSION = 1
 EXTRA = "assets.extra"
-BUNDLE_FILE, EXAMPLES_FILE = "bundle.json", "examples.json"
+BUNDLE_FILE, EXAMPLES_FILE = "export.json", "examples.json"
 
 # What verify replays: one text alone, lengths mixed, and what a careless client sends.
 _TEXTS = (
@@ -66,12 +70,23 @@ def export(workdir: Path, export_dir: Path) -> Path:
             tf.saved_model.save(Bundle(model, packer, signatures), str(temporary), signatures=signatures)
         except tf.errors.OpError as error:
             raise UserError(f"{path}: TensorFlow can't write it: {error.message}") from error
+        set_method_names(temporary)
         extra = temporary / EXTRA
         extra.mkdir()
         description.vocabulary.save(extra / "vocab.txt")
         folders.write_json(extra / EXAMPLES_FILE, example_requests(description, packer, signatures))
         folders.write_json(extra / BUNDLE_FILE, describe(workdir, description, step))
     return path
+
+
+def set_method_names(path: Path) -> None:
+    """Name the methods of a SavedModel's classify and regress, for which TensorFlow writes predict."""
+    file = path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for graph in saved.meta_graphs:
+        for name in METHOD_NAMES.keys() & graph.signature_def.keys():
+            graph.signature_def[name].method_name = METHOD_NAMES[name]
+    file.write_bytes(saved.SerializeToString(deterministic=True))
 
 
 def taking_one(signature):
@@ -128,11 +143,19 @@ def describe(workdir: Path, description: folders.ModelDescription, step: int) ->
 
 def example_requests(description: folders.ModelDescription, packer, signatures) -> list[dict[str, Any]]:
     """Requests for every signature with this process's answers, encoded as c_api.py does."""
-    texts = tf.constant(_TEXTS)
-    batches = [texts[:1], texts]
-    requests = [("serving_default", dict.fromkeys(description.task.text_inputs, batch)) for batch in batches]
-    for batch in batches:
-        requests.append(("token_ids", packer([batch for _ in description.task.text_inputs])))
+    names = description.task.text_inputs
+    requests = []
+    for texts in (_TEXTS[:1], _TEXTS, ()):
+        of_texts = dict.fromkeys(names, tf.constant(texts, tf.string))
+        examples = {features.INPUTS: tf.constant([_example(names, text) for text in texts], tf.string)}
+        for signature, function in signatures.items():
+            taken = function.structured_input_signature[1].keys()
+            inputs = next(
+                tensors
+                for tensors in (of_texts, examples, packer(list(of_texts.values())))
+                if tensors.keys() == taken
+            )
+            requests.append((signature, inputs))
     return [
         {
             "signature": name,
@@ -143,3 +166,11 @@ def example_requests(description: folders.ModelDescription, packer, signatures) 
         }
         for name, inputs in requests
     ]
+
+
+def _example(names: Sequence[str], text: str | bytes) -> bytes:
+    """A serialized tf.Example with the text under each name."""
+    value = tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.compat.as_bytes(text)]))
+    return tf.train.Example(
+        features=tf.train.Features(feature=dict.fromkeys(names, value))
+    ).SerializeToString()

@@ -125,7 +125,7 @@ def compare(path: Path, runtime: str, request: Mapping[str, Any], answer: Mappin
             if not np.array_equal(one, other):
                 raise UserError(f"{where}: {name} differs from the trainer's")
             continue
-        difference = float(np.max(np.abs(one - other), initial=0.0))
+        difference = float(np.max(np.abs(one.astype(float) - other), initial=0.0))
         if not difference <= TOLERANCE:  # so written, NaN fails too
             raise UserError(
                 f"{where} differs from the trainer by {difference:.1e}, more than {TOLERANCE:.0e}"

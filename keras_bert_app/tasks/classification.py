@@ -14,7 +14,15 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.model.flops import encoder_flops
 from keras_bert_app.model.networks import Network
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
-from keras_bert_app.text.packing import TextPacker, check_rank
+from keras_bert_app.tasks.signatures import (
+    CLASSIFY,
+    REGRESS,
+    SERVING_DEFAULT,
+    of_examples,
+    of_texts,
+    text_signatures,
+)
+from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.vocabulary import Vocabulary
 
 
@@ -173,25 +181,34 @@ class ClassificationTask:
     def signatures(self, model: keras.Model, packer: TextPacker) -> dict[str, Any]:
         """Signature name -> concrete function with the named inputs and outputs that a bundle has.
 
-        serving_default: the texts, string [B] each -> what `decode` gives.
-        token_ids: the encoder's inputs [B, S] -> logits [B, C].
+        serving_default: the texts, string [B] each -> what `decode` gives, num_tokens int32 [B], truncated
+        bool [B].
+        classify: serialized tf.Example, string [B] -> classes string [B, C], scores float32 [B, C].
+        regress, where there are two labels: the same -> outputs float32 [B], the second's probability.
+        And those of `text_signatures`.
         """
 
-        @tf.function
-        def serving_default(**texts):
-            return self.decode(model(packer([texts[name] for name in self.text_inputs]), training=False))
+        def serving_default(texts):
+            inputs, extent = packer.read(texts)
+            return self.decode(model(inputs, training=False)) | extent
 
-        @tf.function
-        def token_ids(**inputs):
-            checked = {name: check_rank(name, value, 2) for name, value in inputs.items()}
-            return model(checked, training=False)
+        def probabilities(texts):
+            return self.decode(model(packer(texts), training=False))[features.PROBABILITIES]
 
-        texts = {name: tf.TensorSpec([None], tf.string, name=name) for name in self.text_inputs}
-        ids = {
-            name: tf.TensorSpec([None, None], dtype, name=name)
-            for name, dtype in features.ENCODER_INPUTS.items()
+        def classify(texts):
+            scores = probabilities(texts)
+            return {
+                features.CLASSES: tf.tile(tf.constant([self.labels]), [tf.shape(scores)[0], 1]),
+                features.SCORES: scores,
+            }
+
+        def regress(texts):
+            return {features.OUTPUTS: probabilities(texts)[:, 1]}
+
+        signatures = {
+            SERVING_DEFAULT: of_texts(serving_default, self.text_inputs),
+            CLASSIFY: of_examples(classify, self.text_inputs),
         }
-        return {
-            "serving_default": serving_default.get_concrete_function(**texts),
-            "token_ids": token_ids.get_concrete_function(**ids),
-        }
+        if len(self.labels) == 2:
+            signatures[REGRESS] = of_examples(regress, self.text_inputs)
+        return signatures | text_signatures(model, packer, self.text_inputs)

@@ -11,6 +11,7 @@ from keras_bert_app.text.tokenizer import BertTokenizer
 from keras_bert_app.text.vocabulary import CLASSIFY, PAD, SEPARATE
 
 _ONLY = ("only_first", "only_second")
+_TEXTS = (features.TEXT, features.TEXT_PAIR)
 TRUNCATIONS = ("longest_first", *_ONLY, "head_tail")
 
 
@@ -46,28 +47,65 @@ class TextPacker(tf.Module):
             UserError: the truncation wants two texts, and there is one.
             tf.errors.InvalidArgumentError: a text's shape isn't [B]; see `check_rank`.
         """
-        names = (features.TEXT, features.TEXT_PAIR)
+        return self.join(self._kept(self._tokens(texts)))
+
+    def read(self, texts: Sequence[tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """What a call gives, and how much of the texts that is: num_tokens int32 [B], truncated bool [B]."""
+        segments = self._tokens(texts)
+        kept = self._kept(segments)
+        missing = sum(
+            whole.row_lengths() - part.row_lengths() for whole, part in zip(segments, kept, strict=True)
+        )
+        token_ids, segment_ids = self.join(kept)
+        return self.pad(token_ids, segment_ids), {
+            features.NUM_TOKENS: tf.cast(token_ids.row_lengths(), tf.int32),
+            features.TRUNCATED: missing > 0,
+        }
+
+    def locate(self, texts: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What a call gives, and where in the texts the tokens are: starts, ends, int32 [B, S]; takes longer.
+
+        The places are half-open, in bytes of the text that segment_ids names; both are 0 for special tokens
+        and padding.
+        """
         segments = [
-            self.tokenizer(check_rank(name, text, 1)) for name, text in zip(names, texts, strict=False)
+            self.tokenizer.tokenize_with_spans(check_rank(name, text, 1))
+            for name, text in zip(_TEXTS, texts, strict=False)
         ]
-        kept = truncate([segment.row_lengths() for segment in segments], self.max_length, self.truncation)
-        return self.join([kept.take(text, segment) for text, segment in enumerate(segments)])
+        windows = self._windows([spans.token_ids for spans in segments])
+        token_ids, starts, ends = (
+            [windows.take(text, getattr(spans, field)) for text, spans in enumerate(segments)]
+            for field in ("token_ids", "byte_starts", "byte_ends")
+        )
+        inputs = self.pad(*self.join(token_ids))
+        shape = tf.shape(inputs[features.TOKEN_IDS])
+        return inputs | {
+            features.STARTS: _surrounded(starts, 0, [0] * len(starts)).to_tensor(0, shape=shape),
+            features.ENDS: _surrounded(ends, 0, [0] * len(ends)).to_tensor(0, shape=shape),
+        }
+
+    def _tokens(self, texts):
+        """One or two string [B] -> all their ids, ragged int32 [B, (T)] each."""
+        return [self.tokenizer(check_rank(name, text, 1)) for name, text in zip(_TEXTS, texts, strict=False)]
+
+    def _windows(self, segments):
+        return truncate([segment.row_lengths() for segment in segments], self.max_length, self.truncation)
+
+    def _kept(self, segments):
+        """What of the texts has room."""
+        windows = self._windows(segments)
+        return [windows.take(text, segment) for text, segment in enumerate(segments)]
 
     def join(self, segments: Sequence[tf.RaggedTensor]) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
         """Ids of one or two texts, ragged int32 [B, (T)] each -> token ids and segment ids, int32 [B, (T)].
 
         [CLS] first [SEP] second [SEP]: the first text begins at place 1, the second right after its [SEP].
         """
-        rows = segments[0].nrows()
-
-        def column(value):
-            return tf.fill([rows, 1], value)
-
-        ids, numbers = [column(self._classify)], [column(0)]
-        for number, segment in enumerate(segments):
-            ids += [segment, column(self._separate)]
-            numbers += [tf.ones_like(segment) * number, column(number)]
-        return tf.concat(ids, axis=1), tf.concat(numbers, axis=1)
+        numbers = [tf.ones_like(segment) * number for number, segment in enumerate(segments)]
+        return (
+            _surrounded(segments, self._classify, [self._separate] * len(segments)),
+            _surrounded(numbers, 0, range(len(segments))),
+        )
 
     def pad(self, token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor) -> dict[str, tf.Tensor]:
         """Ragged int32 [B, (T)] twice -> the encoder's inputs [B, S]; S is 1 where there are no rows."""
@@ -159,6 +197,15 @@ def windows(lengths: Sequence[tf.Tensor], max_length: int, truncation: str, stri
 def room(max_length: int, num_texts: int) -> int:
     """Tokens of texts that a sequence of `max_length` holds beside [CLS] and a [SEP] after each text."""
     return max_length - 1 - num_texts
+
+
+def _surrounded(segments: Sequence[tf.RaggedTensor], first: int, after: Sequence[int]) -> tf.RaggedTensor:
+    """Ragged [B, (T)] one after another, with `first` before all of them and one of `after` behind each."""
+    rows = segments[0].nrows()
+    parts = [tf.fill([rows, 1], first)]
+    for segment, value in zip(segments, after, strict=True):
+        parts += [segment, tf.fill([rows, 1], value)]
+    return tf.concat(parts, axis=1)
 
 
 def _checked(lengths: Sequence[tf.Tensor], truncation: str, possible: Sequence[str]) -> list[tf.Tensor]:
