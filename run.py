@@ -188,8 +188,10 @@ def inspect(*sources):
 def export():
     """Write a workdir's best checkpoint as the next version of a bundle for TensorFlow Serving."""
     from keras_bert_app.export import bundle
+    from keras_bert_app.export.options import ExportOptions
 
-    print(f"exported {bundle.export(Path(FLAGS.workdir), Path(FLAGS.export_dir))}")
+    options = ExportOptions(**_given(EXPORT_OPTIONS))
+    print(f"exported {bundle.export(Path(FLAGS.workdir), Path(FLAGS.export_dir), options)}")
 
 
 def verify():
@@ -428,6 +430,23 @@ HANG_SECONDS = whole_number(
     least=1,
 )
 RESTARTS = whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
+EXPORT_OPTIONS = (
+    whole_number("top_k", "also give so many of the likeliest labels with their scores"),
+    yes_or_no(
+        "calibrate",
+        "fit a temperature on the run's evaluation split, so that scores are as often right as they say; "
+        "measured on its test split",
+        False,
+    ),
+    real_number("abstain", "give no label where the calibrated score is lower, such as 0.8; calibrates too"),
+    string(
+        "precision", "of the weights: float32, bfloat16 or int8, measured on the evaluation split", "float32"
+    ),
+    real_number("max_loss", "accuracy that the precision may cost; 0.01 is one point", 0.01),
+    whole_number(
+        "keep", "versions to keep, the new one among them; older ones are removed; if not given, all"
+    ),
+)
 EXPORT_DIR = string("export_dir", "folder of a bundle's versions")
 MODEL = string("model", "name of the model at the server; for serve: the name of the folder if not given")
 TARGET = string(
@@ -479,7 +498,7 @@ VERBS = {
     "import": (import_, (FROM, OUTPUT, FRESH, PAIRS, TOKENIZER, *VOCABULARY_OPTIONS), ("source", "output")),
     "publish": (publish, (WORKDIR, FORMAT, OUTPUT), ("workdir", "format", "output")),
     "inspect": (inspect, (), ()),
-    "export": (export, (WORKDIR, EXPORT_DIR), ("workdir", "export_dir")),
+    "export": (export, (WORKDIR, EXPORT_DIR, *EXPORT_OPTIONS), ("workdir", "export_dir")),
     "verify": (verify, (EXPORT_DIR,), ("export_dir",)),
     "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT, REST_PORT, BATCHING), ("export_dir",)),
     "query": (

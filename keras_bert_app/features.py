@@ -49,6 +49,8 @@ SCORE = "score"  # float32 [B]; the probability of the label given
 # What else signatures give.
 NUM_TOKENS = "num_tokens"  # int32 [B]; tokens that were read, special ones included
 TRUNCATED = "truncated"  # bool [B]; whether tokens of the text were left out
+TOP_LABELS, TOP_SCORES = "top_labels", "top_scores"  # string, float32 [B, K]; best first
+ABSTAINED = "abstained"  # bool [B]; whether the label is left out, for a low score
 EMBEDDING = "embedding"  # float32 [B, H]; the pooled vector
 PIECES = "pieces"  # string [B, S]; the vocabulary's, [PAD] for padding
 STARTS, ENDS = "starts", "ends"  # int32 [B, S]; bytes of the text, half-open; both 0 where no text stands

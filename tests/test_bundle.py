@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from tensorflow.python.saved_model import loader_impl
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle, c_api, verification
+from keras_bert_app.export.options import ExportOptions
 from keras_bert_app.tasks import ClassificationTask
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.training import workdir as folders
@@ -225,6 +227,21 @@ def test_a_second_export_is_the_next_version_and_leaves_the_first_alone(tiny_run
     first, second = (bundle.export(tiny_run, tmp_path / "exported") for _ in range(2))
     assert (first.name, second.name) == ("1", "2")
     assert entries(tmp_path / "exported") == ["1", "2"]
+
+
+def test_pruning_keeps_the_highest_versions_and_numbers_go_on(
+    tiny_run, tmp_path, without_graphs, monkeypatch
+):
+    away = []
+    monkeypatch.setattr(bundle.os, "rename", lambda *paths: (away.append(paths), os.replace(*paths)))
+    for name in ("2", "09", "10", "old"):
+        (tmp_path / name / "variables").mkdir(parents=True)
+    assert bundle.export(tiny_run, tmp_path, ExportOptions(keep=2)).name == "11"
+    assert entries(tmp_path) == ["10", "11", "old"]
+    # Each leaves whole, for where no server looks for versions.
+    removed = [(old.name, new.parent.name) for old, new in away if old.name in ("2", "09")]
+    assert [old for old, _ in removed] == ["2", "09"]
+    assert not any(re.fullmatch(r"\d+", new) for _, new in removed)
 
 
 @pytest.mark.parametrize(

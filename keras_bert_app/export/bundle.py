@@ -1,12 +1,14 @@
 """A run's best checkpoint -> a versioned SavedModel with its tokenizer inside, whole or not there.
 
 <export_dir>/<version>/saved_model.pb, variables/
-<export_dir>/<version>/assets.extra/export.json   format version, task, labels, tokenizer, metrics, provenance
+<export_dir>/<version>/assets.extra/export.json   what `describe` gives, and options as measured
 <export_dir>/<version>/assets.extra/vocab.txt     for people; the graph has its own
 <export_dir>/<version>/assets.extra/examples.json requests and the trainer's answers, which verify replays
 """
 
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export.c_api import encode_tensor
+from keras_bert_app.export.options import PLAIN, ExportOptions
+from keras_bert_app.export.preparation import prepare
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.tasks.signatures import METHOD_NAMES
 from keras_bert_app.training import workdir as folders
@@ -52,19 +56,20 @@ class Bundle(tf.Module):
             setattr(self, name, taking_one(signature))
 
 
-def export(workdir: Path, export_dir: Path) -> Path:
+def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> Path:
     """Write the next version and return its folder.
 
     Raises:
-        UserError: the run has no evaluated checkpoint, `export_dir` can't be used, or TensorFlow can't write.
+        UserError: the run has no evaluated checkpoint, `export_dir` can't be used, the options don't fit the
+            run, or TensorFlow can't write.
     """
-    config = folders.read_config(workdir)
     step = folders.best_step(workdir)
     folders.ModelDescription.load(workdir).check_texts(workdir)
-    description, model = folders.load_best_model(workdir, folders.inference_precision(config))
+    version = next_version(export_dir)
+    description, model, answers, figures = prepare(workdir, options)
     packer = description.packer()
-    signatures = description.task.signatures(model, packer)
-    path = export_dir / str(next_version(export_dir))
+    signatures = description.task.signatures(model, packer, answers)
+    path = export_dir / str(version)
     with atomic_directory(path) as temporary:
         try:
             tf.saved_model.save(Bundle(model, packer, signatures), str(temporary), signatures=signatures)
@@ -75,8 +80,19 @@ def export(workdir: Path, export_dir: Path) -> Path:
         extra.mkdir()
         description.vocabulary.save(extra / "vocab.txt")
         folders.write_json(extra / EXAMPLES_FILE, example_requests(description, packer, signatures))
-        folders.write_json(extra / BUNDLE_FILE, describe(workdir, description, step))
+        about = {"options": vars(options) | vars(answers), "measured": figures}
+        folders.write_json(extra / BUNDLE_FILE, describe(workdir, description, step) | about)
+    if options.keep is not None:
+        prune(export_dir, options.keep)
     return path
+
+
+def prune(export_dir: Path, keep: int) -> None:
+    """Remove all versions but the `keep` highest; none is ever seen in part."""
+    for old in _version_folders(export_dir)[:-keep]:
+        # A name that no server takes for a version's, like those of folders that are being written.
+        with tempfile.TemporaryDirectory(prefix=f".{old.name}.", suffix=".tmp", dir=export_dir) as away:
+            os.rename(old, Path(away) / old.name)
 
 
 def set_method_names(path: Path) -> None:
@@ -116,8 +132,13 @@ def next_version(export_dir: Path) -> int:
 
 def versions(export_dir: Path) -> list[int]:
     """The versions in a folder, lowest first: what TensorFlow Serving would see there."""
+    return [int(path.name) for path in _version_folders(export_dir)]
+
+
+def _version_folders(export_dir: Path) -> list[Path]:
     entries = export_dir.iterdir() if export_dir.is_dir() else ()
-    return sorted(int(path.name) for path in entries if path.is_dir() and re.fullmatch(r"\d+", path.name))
+    found = (path for path in entries if path.is_dir() and re.fullmatch(r"\d+", path.name))
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def describe(workdir: Path, description: folders.ModelDescription, step: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.model.flops import encoder_flops
 from keras_bert_app.model.networks import Network
+from keras_bert_app.tasks.answers import BEST_LABEL, AnswerOptions, answer
 from keras_bert_app.tasks.metrics import classification_metrics, worst_mistakes
 from keras_bert_app.tasks.signatures import (
     CLASSIFY,
@@ -169,16 +170,18 @@ class ClassificationTask:
         shifted = np.exp(np.asarray(logits, "float64") - np.max(logits, axis=-1, keepdims=True))
         return shifted / shifted.sum(axis=-1, keepdims=True)
 
-    def decode(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """{logits [B, C]} -> label string [B], score float32 [B], probabilities float32 [B, C]."""
-        probabilities = tf.nn.softmax(tf.cast(outputs[features.LOGITS], tf.float32))
-        return {
-            features.LABEL: tf.gather(tf.constant(self.labels), tf.argmax(probabilities, axis=-1)),
-            features.SCORE: tf.reduce_max(probabilities, axis=-1),
-            features.PROBABILITIES: probabilities,
-        }
+    def decode(
+        self, outputs: Mapping[str, tf.Tensor], options: AnswerOptions = BEST_LABEL
+    ) -> Mapping[str, tf.Tensor]:
+        """{logits [B, C]} -> label string [B], score float32 [B], probabilities float32 [B, C], and more.
 
-    def signatures(self, model: keras.Model, packer: TextPacker) -> dict[str, Any]:
+        See `answer`.
+        """
+        return answer(outputs[features.LOGITS], self.labels, options)
+
+    def signatures(
+        self, model: keras.Model, packer: TextPacker, options: AnswerOptions = BEST_LABEL
+    ) -> dict[str, Any]:
         """Signature name -> concrete function with the named inputs and outputs that a bundle has.
 
         serving_default: the texts, string [B] each -> what `decode` gives, num_tokens int32 [B], truncated
@@ -190,10 +193,10 @@ class ClassificationTask:
 
         def serving_default(texts):
             inputs, extent = packer.read(texts)
-            return self.decode(model(inputs, training=False)) | extent
+            return self.decode(model(inputs, training=False), options) | extent
 
         def probabilities(texts):
-            return self.decode(model(packer(texts), training=False))[features.PROBABILITIES]
+            return self.decode(model(packer(texts), training=False), options)[features.PROBABILITIES]
 
         def classify(texts):
             scores = probabilities(texts)
