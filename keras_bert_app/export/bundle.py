@@ -66,8 +66,7 @@ def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> P
     step = folders.best_step(workdir)
     folders.ModelDescription.load(workdir).check_texts(workdir)
     version = next_version(export_dir)
-    description, model, answers, figures = prepare(workdir, options)
-    packer = description.packer()
+    description, packer, model, answers, figures = prepare(workdir, options)
     signatures = description.task.signatures(model, packer, answers)
     path = export_dir / str(version)
     with atomic_directory(path) as temporary:

@@ -12,6 +12,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.export.calibration import abstention, calibration, fit_temperature
 from keras_bert_app.export.options import ExportOptions
 from keras_bert_app.tasks.answers import AnswerOptions
+from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.training import finetuning
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.loop import predict_examples
@@ -27,6 +28,7 @@ class Prepared(NamedTuple):
     """
 
     description: folders.ModelDescription
+    packer: TextPacker
     model: keras.Model
     answers: AnswerOptions
     figures: dict[str, Any]
@@ -53,9 +55,10 @@ def prepare(workdir: Path, options: ExportOptions) -> Prepared:
     config = folders.read_config(workdir)
     description, reference = folders.load_best_model(workdir, folders.inference_precision(config))
     options.check_labels(len(description.task.labels))
+    packer = description.packer()
     answers, figures = AnswerOptions(top_k=options.top_k, abstain=options.abstain), {}
     if not options.measured:
-        return Prepared(description, reference, answers, figures)
+        return Prepared(description, packer, reference, answers, figures)
     if config.data.train is None:
         raise UserError(
             f"{workdir} was imported and has no examples, which {', '.join(options.measured)} needs; "
@@ -63,18 +66,18 @@ def prepare(workdir: Path, options: ExportOptions) -> Prepared:
         )
     parts = finetuning.load_splits(config)
     model = with_precision(workdir, reference, options.precision)
-    evaluation = _ask(description, model, parts.evaluation)
+    evaluation = _ask(description.task, packer, model, parts.evaluation)
     if model is not reference:
-        unchanged = _ask(description, reference, parts.evaluation).accuracy
+        unchanged = _ask(description.task, packer, reference, parts.evaluation).accuracy
         figures["precision"] = _checked_precision(options, evaluation, unchanged)
     if options.calibrate or options.abstain is not None:
         temperature = fit_temperature(*evaluation)
         answers = AnswerOptions(temperature, options.top_k, options.abstain)
-        test = _ask(description, model, parts.test) if parts.test else None
+        test = _ask(description.task, packer, model, parts.test) if parts.test else None
         figures |= _calibration_figures(answers, evaluation, test)
     for name, values in figures.items():
         say(f"{name}: {values}")
-    return Prepared(description, model, answers, figures)
+    return Prepared(description, packer, model, answers, figures)
 
 
 def with_precision(workdir: Path, model: keras.Model, precision: str) -> keras.Model:
@@ -99,10 +102,10 @@ def _is_stored_as_int8(layer: keras.Layer) -> bool:
     return isinstance(layer, keras.layers.Dense | keras.layers.Embedding) and layer.name != "logits"
 
 
-def _ask(description, model, records) -> _Split:
-    examples = finetuning.make_examples(description.packer(), description.task, records)
+def _ask(task, packer, model, records) -> _Split:
+    examples = finetuning.make_examples(packer, task, records)
     strategy = make_strategy(TrainConfig())
-    step = make_predict_step(strategy, model, description.task, None)
+    step = make_predict_step(strategy, model, task)
     logits = predict_examples(strategy, step, examples)[features.LOGITS]
     return _Split(np.asarray(logits, "float64"), examples.targets[features.LABEL])
 
