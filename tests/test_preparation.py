@@ -1,16 +1,18 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import fresh_flags
 from sklearn.metrics import log_loss
 
+import run
 from keras_bert_app.errors import UserError
-from keras_bert_app.export import preparation, verification
-from keras_bert_app.export.bundle import export
-from keras_bert_app.export.options import ExportOptions
+from keras_bert_app.export import bundle, preparation, verification
+from keras_bert_app.export.options import PLAIN, ExportOptions
 from keras_bert_app.training import finetuning
 from keras_bert_app.training import workdir as folders
 
@@ -87,6 +89,24 @@ def test_impossible_options_are_refused(options, message):
         ExportOptions(**options)
 
 
+def test_the_flags_of_export_are_its_options(monkeypatch, capsys):
+    fresh_flags(monkeypatch)
+    asked = []
+    monkeypatch.setattr(bundle, "export", lambda *arguments: asked.append(arguments) or "exported/1")
+    flags = ["--top_k=2", "--calibrate", "--abstain=0.8", "--precision=int8", "--max_loss=0.02", "--keep=3"]
+    run.main(["export", "--workdir=run", "--export_dir=exported", *flags])
+    assert asked == [(Path("run"), Path("exported"), ExportOptions(2, True, 0.8, "int8", 0.02, 3))]
+    assert capsys.readouterr().out == "exported exported/1\n"
+
+
+def test_without_flags_a_bundle_is_the_run_as_it_is(monkeypatch):
+    fresh_flags(monkeypatch)
+    asked = []
+    monkeypatch.setattr(bundle, "export", lambda *arguments: asked.append(arguments[2]))
+    run.main(["export", "--workdir=run", "--export_dir=exported"])
+    assert asked == [PLAIN]
+
+
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_more_labels_than_there_are_are_refused(tiny_run, top_k):
     with pytest.raises(UserError, match=f"--top_k is {top_k}; the run has 2 labels, so it takes 1 to 2"):
@@ -111,7 +131,7 @@ def with_mistakes(config, load_splits=finetuning.load_splits):
 def test_a_bundle_with_every_option_stands_alone_and_says_what_was_measured(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(finetuning, "load_splits", with_mistakes)
     options = ExportOptions(top_k=2, abstain=0.8, precision="int8", max_loss=0.2)
-    path = export(tiny_run, tmp_path / "exported", options)
+    path = bundle.export(tiny_run, tmp_path / "exported", options)
     monkeypatch.setattr(verification, "_RUNTIMES", {"C API": "c_api.py"})
     assert verification.verify(path).endswith("stands alone")
     content = json.loads((path / "assets.extra" / "export.json").read_text("utf-8"))
