@@ -191,12 +191,15 @@ class ClassificationTask:
         And those of `text_signatures`.
         """
 
+        read = tf.function(packer.read)
+
         def serving_default(texts):
-            inputs, extent = packer.read(texts)
+            inputs, extent = read(texts)
             return self.decode(model(inputs, training=False), options) | extent
 
         def probabilities(texts):
-            return self.decode(model(packer(texts), training=False), options)[features.PROBABILITIES]
+            inputs, _ = read(texts)
+            return self.decode(model(inputs, training=False), options)[features.PROBABILITIES]
 
         def classify(texts):
             scores = probabilities(texts)
@@ -214,4 +217,4 @@ class ClassificationTask:
         }
         if len(self.labels) == 2:
             signatures[REGRESS] = of_examples(regress, self.text_inputs)
-        return signatures | text_signatures(model, packer, self.text_inputs)
+        return signatures | text_signatures(model, packer, read, self.text_inputs)

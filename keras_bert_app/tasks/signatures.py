@@ -16,8 +16,13 @@ METHOD_NAMES = {CLASSIFY: "tensorflow/serving/classify", REGRESS: "tensorflow/se
 Answer = Callable[[Sequence[tf.Tensor]], Mapping[str, tf.Tensor]]
 
 
-def text_signatures(model: keras.Model, packer: TextPacker, text_inputs: Sequence[str]) -> dict[str, Any]:
+def text_signatures(
+    model: keras.Model, packer: TextPacker, read: Callable, text_inputs: Sequence[str]
+) -> dict[str, Any]:
     """Signature name -> concrete function, of what doesn't depend on the model's heads.
+
+    `read` is the packer's as a tf.function, so that the signatures share its graph, which holds the
+    vocabulary twice.
 
     token_ids: the encoder's inputs [B, S] -> what the model gives.
     embed: texts, string [B] each -> embedding float32 [B, H], the pooled vector that a head sees.
@@ -30,7 +35,8 @@ def text_signatures(model: keras.Model, packer: TextPacker, text_inputs: Sequenc
         return model(checked, training=False)
 
     def embed(texts):
-        pooled = model.get_layer("encoder")(packer(texts), training=False)[features.POOLED]
+        inputs, _ = read(texts)
+        pooled = model.get_layer("encoder")(inputs, training=False)[features.POOLED]
         return {features.EMBEDDING: tf.cast(pooled, tf.float32)}
 
     def tokenize(texts):
