@@ -80,19 +80,25 @@ def prepare(workdir: Path, options: ExportOptions) -> Prepared:
     return Prepared(description, packer, model, answers, figures)
 
 
+class _StoredAsBfloat16(keras.DTypePolicy):
+    """Weights in bfloat16, which layers cast to float32 where they use them."""
+
+    compute_dtype = "float32"
+
+
 def with_precision(workdir: Path, model: keras.Model, precision: str) -> keras.Model:
     """The model itself where `precision` is float32, else another one with the weights so stored.
 
-    bfloat16: weights and products, but for the logits. int8: those of the encoder's dense layers and
-    embedding tables, with a scale for each column or row, which are divided out when they are used; what is
-    computed stays float32.
+    bfloat16: all weights but the head's. int8: those of the encoder's dense layers and embedding tables, with
+    a scale for each column or row, which is divided out when they are used. What is computed stays float32,
+    which every processor has and which gives the same answers on all of them.
     """
     if precision == "float32":
         return model
-    policy = "bfloat16" if precision == "bfloat16" else "float32"
+    policy = _StoredAsBfloat16("bfloat16") if precision == "bfloat16" else "float32"
     _, stored = folders.load_best_model(workdir, policy)
     if precision == "int8":
-        # Without an activation quantizer the products are float32, which any server has on any processor.
+        # Without an activation quantizer the products stay float32.
         config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
         stored.quantize(config=config, filters=_is_stored_as_int8)
     return stored
