@@ -153,3 +153,34 @@ def test_a_batch_padded_further_gives_the_same_logits(task, model, packer):
     np.testing.assert_allclose(
         signature(**inputs)[features.LOGITS], signature(**wider)[features.LOGITS], atol=1e-6
     )
+
+
+def test_pairs_are_classified_from_examples_of_both_texts_and_tokens_point_into_their_own(model, packer):
+    task = ClassificationTask(LABELS, [features.TEXT, features.TEXT_PAIR])
+    signatures = task.signatures(model, packer)
+    pairs = {"text": [b"good film", b""], "text_pair": ["not 中 bad".encode(), b"the plot was dull . " * 9]}
+    texts = {name: tf.constant(values) for name, values in pairs.items()}
+    examples = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={
+                    name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[values[row]]))
+                    for name, values in pairs.items()
+                }
+            )
+        ).SerializeToString()
+        for row in range(2)
+    ]
+    answer = signatures["serving_default"](**texts)
+    assert answer["truncated"].numpy().tolist() == [False, True]
+    assert "regress" not in signatures  # three labels have no one number
+    scores = signatures["classify"](inputs=tf.constant(examples))["scores"]
+    np.testing.assert_allclose(scores, answer["probabilities"], atol=1e-6)
+    found = {name: value.numpy() for name, value in signatures["tokenize"](**texts).items()}
+    packed = packer(list(texts.values()))
+    for name in (features.TOKEN_IDS, features.SEGMENT_IDS):
+        np.testing.assert_array_equal(found[name], packed[name])
+    for row, place in np.argwhere(found["ends"] > 0):
+        source = list(pairs.values())[found["segment_ids"][row, place]][row]
+        assert source[found["starts"][row, place] : found["ends"][row, place]] == found["pieces"][row, place]
+    assert (found["ends"] > 0).sum(axis=1).tolist() == [5, 13]
