@@ -198,7 +198,7 @@ def verify():
     """Prove that a bundle stands alone: moved, run without this project and without Python TensorFlow."""
     from keras_bert_app.export import verification
 
-    print(verification.verify(Path(FLAGS.export_dir)))
+    print(verification.verify(Path(FLAGS.export_dir), FLAGS.server_version))
 
 
 def serve():
@@ -448,6 +448,9 @@ EXPORT_OPTIONS = (
     ),
 )
 EXPORT_DIR = string("export_dir", "folder of a bundle's versions")
+SERVER_VERSION = string(
+    "server_version", "refuse a bundle that a stock model server of this version can't load, such as 2.19"
+)
 MODEL = string("model", "name of the model at the server; for serve: the name of the folder if not given")
 TARGET = string(
     "target",
@@ -499,7 +502,7 @@ VERBS = {
     "publish": (publish, (WORKDIR, FORMAT, OUTPUT), ("workdir", "format", "output")),
     "inspect": (inspect, (), ()),
     "export": (export, (WORKDIR, EXPORT_DIR, *EXPORT_OPTIONS), ("workdir", "export_dir")),
-    "verify": (verify, (EXPORT_DIR,), ("export_dir",)),
+    "verify": (verify, (EXPORT_DIR, SERVER_VERSION), ("export_dir",)),
     "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT, REST_PORT, BATCHING), ("export_dir",)),
     "query": (
         query,

@@ -4,12 +4,13 @@
 <export_dir>/<version>/assets.extra/export.json   what `describe` gives, and options as measured
 <export_dir>/<version>/assets.extra/vocab.txt     for people; the graph has its own
 <export_dir>/<version>/assets.extra/examples.json requests and the trainer's answers, which verify replays
+<export_dir>/<version>/assets.extra/tf_serving_warmup_requests   see warmup.py
+<export_dir>/<version>/batching_params.pbtxt      see batching.py
 """
 
 import os
 import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
+from keras_bert_app.export import batching, contents, saved_model, warmup
 from keras_bert_app.export.c_api import encode_tensor
 from keras_bert_app.export.options import PLAIN, ExportOptions
 from keras_bert_app.export.preparation import prepare
@@ -78,9 +80,15 @@ def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> P
         extra = temporary / EXTRA
         extra.mkdir()
         description.vocabulary.save(extra / "vocab.txt")
-        folders.write_json(extra / EXAMPLES_FILE, example_requests(description, packer, signatures))
+        found = saved_model.signatures(saved_model.read(temporary))
+        warmup.write(temporary, found, packer, description.task.text_inputs)
+        batching.write(temporary)
+        requests = example_requests(description, packer, signatures)
+        requests += requests_by_length(temporary, signatures, description.max_length)
+        folders.write_json(extra / EXAMPLES_FILE, requests)
         about = {"options": vars(options) | vars(answers), "measured": figures}
-        folders.write_json(extra / BUNDLE_FILE, describe(workdir, description, step) | about)
+        content = describe(workdir, description, step) | about | contents.describe(temporary)
+        folders.write_json(extra / BUNDLE_FILE, content)
     if options.keep is not None:
         prune(export_dir, options.keep)
     return path
@@ -157,7 +165,6 @@ def describe(workdir: Path, description: folders.ModelDescription, step: int) ->
         "metrics": metrics,
         "training": folders.read_json(workdir / "provenance.json", f"{workdir}/provenance.json is missing"),
         "export": folders.provenance(),
-        "minimum_server_version": "2.20",
     }
 
 
@@ -167,7 +174,12 @@ def example_requests(description: folders.ModelDescription, packer, signatures) 
     requests = []
     for texts in (_TEXTS[:1], _TEXTS, ()):
         of_texts = dict.fromkeys(names, tf.constant(texts, tf.string))
-        examples = {features.INPUTS: tf.constant([_example(names, text) for text in texts], tf.string)}
+        examples = {
+            features.INPUTS: tf.constant(
+                [warmup.tf_example(dict.fromkeys(names, text)).SerializeToString() for text in texts],
+                tf.string,
+            )
+        }
         for signature, function in signatures.items():
             taken = function.structured_input_signature[1].keys()
             inputs = next(
@@ -188,9 +200,14 @@ def example_requests(description: folders.ModelDescription, packer, signatures) 
     ]
 
 
-def _example(names: Sequence[str], text: str | bytes) -> bytes:
-    """A serialized tf.Example with the text under each name."""
-    value = tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.compat.as_bytes(text)]))
-    return tf.train.Example(
-        features=tf.train.Features(feature=dict.fromkeys(names, value))
-    ).SerializeToString()
+def requests_by_length(path: Path, signatures, max_length: int) -> list[dict[str, Any]]:
+    """The warm-up's requests of one text for every signature and length, with this process's answers."""
+    return [
+        {
+            "signature": name,
+            "length": length,
+            "inputs": {key: encode_tensor(value) for key, value in inputs.items()},
+            "outputs": {key: encode_tensor(value) for key, value in outputs.items()},
+        }
+        for name, length, inputs, outputs in warmup.examples(path, signatures, max_length)
+    ]

@@ -2,8 +2,8 @@
 
 A server N links the operations of TensorFlow N and of tensorflow_text: 2.12.1 from 2.12 to 2.19, 2.20.0
 from 2.20 on (`org_tensorflow_text` in tensorflow_serving/workspace.bzl of the tags 2.16.1 to 2.20.0; for
-2.21, which has no tag there, the main branch of July 2026). The tables hold what came in later than 2.16 to the
-operations of TensorFlow 2.21 and tensorflow_text 2.21.1: what TF_GetAllOpList lists with the libraries of
+2.21, which has no tag there, the main branch of July 2026). The tables hold what came in later than 2.16 to
+the operations of TensorFlow 2.21 and tensorflow_text 2.21.1: what TF_GetAllOpList lists with the libraries of
 TensorFlow 2.16.2, 2.17.1, 2.18.1, 2.19.1, 2.20.0 and 2.21.0, and once tensorflow_text's of 2.12.1 and 2.20.0
 are loaded.
 

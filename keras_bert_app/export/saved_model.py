@@ -13,7 +13,6 @@ from keras_bert_app.errors import UserError
 FILE = "saved_model.pb"
 # What TensorFlow Serving calls the methods of its API; tensorflow/python/saved_model/signature_constants.py.
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress"))
-EXAMPLES = "inputs"  # the one input of the latter two, serialized tf.Examples
 
 
 def read(path: Path) -> meta_graph_pb2.MetaGraphDef:

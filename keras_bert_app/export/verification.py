@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,46 +13,166 @@ from typing import Any
 import numpy as np
 
 from keras_bert_app.errors import UserError
-from keras_bert_app.export import bundle, c_api
+from keras_bert_app.export import batching, bundle, c_api, contents, operations, saved_model, warmup
 from keras_bert_app.training.workdir import read_json
 
 TOLERANCE = 1e-5
+# What was checked, of which signature, how many files, records, texts, or texts x tokens, and the result.
+Row = tuple[str, str, int | str, str]
 # Each is a file that is run by itself: see their docstrings.
 _RUNTIMES = {"Python TensorFlow": "python_api.py", "C API, no Python TensorFlow": "c_api.py"}
 
 
-def verify(export_dir: Path) -> str:
+def verify(export_dir: Path, server_version: str | None = None) -> str:
     """Check the newest version in `export_dir`, or the version folder that it is; return a table of findings.
 
-    The bundle is copied to a temporary folder and asked what the trainer was asked when it was exported, once
-    by Python TensorFlow in a process that doesn't import this project, once through the C API.
+    Its files and signatures are compared with what it states, its operations with `server_version` where
+    that is given. The graph is then copied alone to a temporary folder and asked what the trainer was asked
+    when it was exported, once by Python TensorFlow in a process that doesn't import this project, once
+    through the C API; through the latter it has to answer every warm-up request as well.
 
     Raises:
-        UserError: there is no bundle, its format is unknown, or an answer differs from the trainer's by more
-            than 1e-5.
+        UserError: what is wrong, where, and what to do: there is no bundle, its format is unknown, it isn't
+            as it states, the server lacks operations, a request has no answer, or one that differs from the
+            trainer's by more than 1e-5.
     """
     path = newest_version(export_dir)
-    content = read_json(
-        path / bundle.EXTRA / bundle.BUNDLE_FILE, f"{path} is no bundle that run.py export wrote"
-    )
+    rows = [("check", "of", "count", "found"), *inspect(path, server_version), *replay(path)]
+    lines = [f"{check:<28} {subject:<16} {count:>8}  {found}" for check, subject, count, found in rows]
+    return "\n".join([*lines, f"{path} stands alone"])
+
+
+def inspect(path: Path, server_version: str | None) -> list[Row]:
+    """What can be told of a version folder without running it.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    content = statement(path)
+    num_files = contents.check_files(path, content["files"], f"{bundle.EXTRA}/{bundle.BUNDLE_FILE}")
+    graph = saved_model.read(path)
+    signatures = saved_model.signatures(graph)
+    contents.check_signatures(path, signatures, content["signatures"])
+    if server_version is not None:
+        operations.check(str(path / saved_model.FILE), graph, server_version)
+    used = operations.used(graph)
+    of_text = ", ".join(operations.of_text(used)) or "none"
+    least = f"has them from {operations.minimum_server_version(graph)} on"
+    return [
+        ("files", "", num_files, "as exported, no links"),
+        *(("signature", name, "", found["method_name"]) for name, found in signatures.items()),
+        ("operations", "", len(used), f"tensorflow_text's: {of_text}"),
+        ("stock model server", "", "", least + (f", {server_version} too" if server_version else "")),
+        ("batching parameters", "", "", batching.check(path)),
+    ]
+
+
+def replay(path: Path) -> list[Row]:
+    """What a version folder answers.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    signatures = saved_model.signatures(saved_model.read(path))
+    requests = example_requests(path, signatures)
+    warm_up = warmup_requests(path / warmup.FILE, signatures)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
+        # Without what is there for servers and people, which the graph mustn't need.
+        copy = Path(elsewhere) / "moved" / path.name
+        shutil.copytree(path, copy, ignore=shutil.ignore_patterns(bundle.EXTRA))
+        for runtime, script in _RUNTIMES.items():
+            # What the stock server runs is the C API's session.
+            warming = warm_up if script == "c_api.py" else []
+            answers = ask(f"{path}: {runtime}", script, copy, [*requests, *warming])
+            for request, answer in zip(requests, answers, strict=False):
+                difference = compare(path, runtime, request, answer)
+                texts = _num_rows(request) if "length" not in request else f"1 x {request['length']}"
+                found = f"differs from the trainer by {difference:.1e}"
+                rows.append((runtime, request["signature"], texts, found))
+            for place, (request, answer) in enumerate(zip(warming, answers[len(requests) :], strict=True)):
+                check_answer(f"{path / warmup.FILE}: record {place}", request, answer)
+    asked = Counter(request["signature"] for request in warm_up)
+    return rows + [("warm-up, through the C API", name, asked[name], "all answered") for name in signatures]
+
+
+def _num_rows(request: Mapping[str, Any]) -> int:
+    return next(iter(request["inputs"].values()))["shape"][0]
+
+
+def statement(path: Path) -> dict[str, Any]:
+    """What a version folder states of itself.
+
+    Raises:
+        UserError: it doesn't, in another format, or not enough.
+    """
+    file = path / bundle.EXTRA / bundle.BUNDLE_FILE
+    content = read_json(file, f"{path} is no bundle that run.py export wrote")
     if content.get("format_version") != bundle.FORMAT_VERSION:
         raise UserError(
             f"{path} has format {content.get('format_version')!r}, this version knows "
             f"{bundle.FORMAT_VERSION}; verify it with the version that made it, or export it again"
         )
-    requests = read_json(
-        path / bundle.EXTRA / bundle.EXAMPLES_FILE, f"{path} has no example requests; export it again"
-    )
-    lines = [f"{'runtime':<28} {'signature':<16} {'texts':>5}  largest difference"]
-    with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
-        copy = shutil.copytree(path, Path(elsewhere) / "moved" / path.name)
-        for runtime, script in _RUNTIMES.items():
-            answers = ask(f"{path}: {runtime}", script, copy, requests)
-            for request, answer in zip(requests, answers, strict=True):
-                difference = compare(path, runtime, request, answer)
-                rows = next(iter(request["inputs"].values()))["shape"][0]
-                lines.append(f"{runtime:<28} {request['signature']:<16} {rows:>5}  {difference:.1e}")
-    return "\n".join([*lines, f"{path} stands alone"])
+    for key in ("files", "signatures"):
+        if not isinstance(content.get(key), dict):
+            raise UserError(f"{file}: states no {key}; export it again")
+    return content
+
+
+def example_requests(path: Path, signatures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The requests that a bundle comes with, and the trainer's answers.
+
+    Raises:
+        UserError: it has none, or none for one of the signatures.
+    """
+    file = path / bundle.EXTRA / bundle.EXAMPLES_FILE
+    requests = read_json(file, f"{path} has no example requests; export it again")
+    for name in signatures.keys() - {request["signature"] for request in requests}:
+        raise UserError(f"{file}: has no request for signature {name}; export it again")
+    return requests
+
+
+def warmup_requests(file: Path, signatures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The requests of a warm-up file, as c_api.py takes them.
+
+    Raises:
+        UserError: the file can't be read, a record isn't one that its signature's method takes, or a
+            signature has none.
+    """
+    requests = []
+    for place, log in enumerate(warmup.read(file)):
+        method, name, tensors = warmup.arrays(log)
+        where = f"{file}: record {place}: signature {name}"
+        if not method:
+            raise UserError(f"{file}: record {place} is none that a server replays; export it again")
+        if name not in signatures:
+            raise UserError(f"{where} isn't there; export it again")
+        if method != signatures[name]["method_name"]:
+            raise UserError(
+                f"{where} has the method {signatures[name]['method_name']!r}, the request {method!r}; "
+                "export it again"
+            )
+        inputs = {key: c_api.encode_tensor(value) for key, value in tensors.items()}
+        requests.append({"signature": name, "inputs": inputs})
+    for name in signatures.keys() - {request["signature"] for request in requests}:
+        raise UserError(f"{file}: has no request for signature {name}; export it again")
+    return requests
+
+
+def check_answer(where: str, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+    """See that an answer has a row for each of the request's.
+
+    Raises:
+        UserError: it is an error, or has not.
+    """
+    where = f"{where}: signature {request['signature']}"
+    if "error" in answer:
+        raise UserError(f"{where}: {' '.join(answer['error'].split())}; export it again")
+    for name, tensor in answer["outputs"].items():
+        if tensor["shape"][:1] != [_num_rows(request)]:
+            raise UserError(
+                f"{where}: {name} has shape {tensor['shape']} for {_num_rows(request)} rows; export it again"
+            )
 
 
 def newest_version(export_dir: Path) -> Path:

@@ -4,7 +4,7 @@ The file's place and form are TensorFlow Serving's (servables/tensorflow/saved_m
 TFRecords of PredictionLog, at most 1,000. One without an answer keeps the server from loading the version.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
+from keras_bert_app import features
 from keras_bert_app.errors import UserError
-from keras_bert_app.export.saved_model import CLASSIFY, EXAMPLES, PREDICT, REGRESS
+from keras_bert_app.export.saved_model import CLASSIFY, PREDICT, REGRESS
 from keras_bert_app.text.packing import TextPacker, room
 
 FILE = "assets.extra/tf_serving_warmup_requests"
@@ -120,7 +121,7 @@ def record(
         request.input.example_list.examples.extend(examples)
         return log
     strings = {key: tf.constant(value, tf.string) for key, value in texts.items()}
-    serialized = {EXAMPLES: tf.constant([one.SerializeToString() for one in examples], tf.string)}
+    serialized = {features.INPUTS: tf.constant([one.SerializeToString() for one in examples], tf.string)}
     for tensors in (strings, serialized, packer(list(strings.values()))):
         if tensors.keys() == inputs:
             for key, value in tensors.items():
@@ -129,11 +130,11 @@ def record(
     raise UserError(f"signature {name} takes {', '.join(inputs)}; no warm-up request can be made for it")
 
 
-def tf_example(texts: Mapping[str, str]) -> tf.train.Example:
+def tf_example(texts: Mapping[str, str | bytes]) -> tf.train.Example:
     """Texts by their inputs' names, as Classify and Regress take them."""
     example = tf.train.Example()
     for name, text in texts.items():
-        example.features.feature[name].bytes_list.value.append(text.encode())
+        example.features.feature[name].bytes_list.value.append(tf.compat.as_bytes(text))
     return example
 
 
@@ -172,8 +173,24 @@ def arrays(log: prediction_log_pb2.PredictionLog) -> tuple[str, str, dict[str, n
     if kinds[kind] == PREDICT:
         tensors = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
     else:
-        tensors = {EXAMPLES: _serialized(request.input.example_list.examples)}
+        tensors = {features.INPUTS: _serialized(request.input.example_list.examples)}
     return kinds[kind], name, tensors
+
+
+def examples(
+    path: Path, functions: Mapping[str, Callable], max_length: int
+) -> Iterator[tuple[str, int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """The file's requests of one text with the trainer's answers: signature, length, inputs, outputs.
+
+    Args:
+        functions: the concrete function of each signature.
+    """
+    lengths = {name: iter(length_groups(max_length)) for name in functions}
+    for log in read(path / FILE):
+        _, name, inputs = arrays(log)
+        if len(next(iter(inputs.values()))) == 1:
+            outputs = functions[name](**{key: tf.constant(value) for key, value in inputs.items()})
+            yield name, next(lengths[name]), inputs, {key: value.numpy() for key, value in outputs.items()}
 
 
 def _serialized(examples: Iterable[tf.train.Example]) -> np.ndarray:
