@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tokenizers
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from keras_bert_app import features
@@ -28,11 +29,19 @@ def served(tiny_bundle):
     return tf.saved_model.load(str(tiny_bundle / "1")).signatures
 
 
+def write_empty(module, path, **_):
+    """A SavedModel with nothing in it, in place of tf.saved_model.save."""
+    saved = saved_model_pb2.SavedModel()
+    saved.meta_graphs.add().meta_info_def.tags.append("serve")
+    Path(path, "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
 @pytest.fixture
 def without_graphs(monkeypatch):
     """Exports that write no graphs, for tests of the folders."""
     monkeypatch.setattr(ClassificationTask, "signatures", lambda *_: {})
-    monkeypatch.setattr(tf.saved_model, "save", lambda _, path, **__: Path(path, "saved_model.pb").touch())
+    monkeypatch.setattr(bundle, "requests_by_length", lambda *_: [])
+    monkeypatch.setattr(tf.saved_model, "save", write_empty)
 
 
 @pytest.fixture
@@ -93,7 +102,9 @@ def test_the_signatures_have_the_names_dtypes_and_shapes_of_the_contract(tiny_bu
 def test_every_signature_is_asked_about_one_text_several_and_none(tiny_bundle):
     requests = json.loads((tiny_bundle / "1" / "assets.extra" / "examples.json").read_text("utf-8"))
     asked = [(row["signature"], next(iter(row["inputs"].values()))["shape"][0]) for row in requests]
-    assert sorted(asked) == sorted((name, count) for name in CONTRACT for count in (0, 1, 7))
+    assert sorted(asked) == sorted((name, count) for name in CONTRACT for count in (0, 1, 1, 1, 1, 7))
+    lengths = [(row["signature"], row["length"]) for row in requests if "length" in row]
+    assert sorted(lengths) == sorted((name, length) for name in CONTRACT for length in (8, 16, 32))
 
 
 def test_examples_get_the_probabilities_that_texts_get(served):
@@ -257,7 +268,7 @@ def test_pruning_keeps_the_highest_versions_and_numbers_go_on(
 @pytest.mark.parametrize("late", [False, True])
 def test_an_export_that_fails_leaves_nothing(tiny_run, tmp_path, monkeypatch, without_graphs, error, late):
     def fail(module, path, **_):
-        Path(path, "saved_model.pb").touch()
+        write_empty(module, path)
         if not late:
             raise error
 
