@@ -8,9 +8,9 @@ TensorFlow 2.16.2, 2.17.1, 2.18.1, 2.19.1, 2.20.0 and 2.21.0, and once tensorflo
 are loaded.
 
 They tell whether a graph can be loaded: operations by name and attribute. They don't tell whether there is a
-kernel for each dtype and device, or whether it computes the same. A bundle without options, exported with
-TensorFlow 2.21, loaded and gave the trainer's answers in TensorFlow 2.20.0, 2.18.1 and 2.12.1 with the
-tensorflow_text of the same version, through the C API.
+kernel for each dtype and device, or whether it computes the same. A small classifier, exported without
+options with TensorFlow 2.21, loaded in TensorFlow 2.20.0, 2.18.1 and 2.12.1 with the tensorflow_text of the
+same version, through the C API, and all its signatures gave the trainer's answers to within 1e-7.
 """
 
 import re

@@ -17,7 +17,7 @@ from keras_bert_app.export import batching, bundle, c_api, contents, operations,
 from keras_bert_app.training.workdir import read_json
 
 TOLERANCE = 1e-5
-# What was checked, of which signature, how many files, records, texts, or texts x tokens, and the result.
+# What was checked, of which signature, how many files, operations or requests, and what was found.
 Row = tuple[str, str, int | str, str]
 # Each is a file that is run by itself: see their docstrings.
 _RUNTIMES = {"Python TensorFlow": "python_api.py", "C API, no Python TensorFlow": "c_api.py"}
@@ -85,15 +85,33 @@ def replay(path: Path) -> list[Row]:
             # What the stock server runs is the C API's session.
             warming = warm_up if script == "c_api.py" else []
             answers = ask(f"{path}: {runtime}", script, copy, [*requests, *warming])
-            for request, answer in zip(requests, answers, strict=False):
-                difference = compare(path, runtime, request, answer)
-                texts = _num_rows(request) if "length" not in request else f"1 x {request['length']}"
-                found = f"differs from the trainer by {difference:.1e}"
-                rows.append((runtime, request["signature"], texts, found))
+            differences = [
+                compare(path, runtime, request, answer)
+                for request, answer in zip(requests, answers, strict=False)
+            ]
+            rows += [_compared(runtime, name, requests, differences) for name in signatures]
             for place, (request, answer) in enumerate(zip(warming, answers[len(requests) :], strict=True)):
                 check_answer(f"{path / warmup.FILE}: record {place}", request, answer)
     asked = Counter(request["signature"] for request in warm_up)
     return rows + [("warm-up, through the C API", name, asked[name], "all answered") for name in signatures]
+
+
+def _compared(
+    runtime: str, signature: str, requests: Sequence[Mapping[str, Any]], differences: Sequence[float]
+) -> Row:
+    """One signature's requests of all: how many, their numbers of texts, lengths, and largest difference."""
+    places = [place for place, request in enumerate(requests) if request["signature"] == signature]
+    texts = sorted({_num_rows(requests[place]) for place in places})
+    lengths = sorted({requests[place].get("length", 0) for place in places} - {0})
+    found = (
+        f"at most {max(differences[place] for place in places):.1e} from the trainer's; "
+        f"texts {_listed(texts)}; tokens {_listed(lengths)}"
+    )
+    return runtime, signature, len(places), found
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) or "any"
 
 
 def _num_rows(request: Mapping[str, Any]) -> int:
