@@ -1,11 +1,15 @@
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+import serving.warmup
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import saved_model, warmup
 from keras_bert_app.training import workdir as folders
+from serving.servable import Servable
 
 STRINGS = {"dtype": "string", "shape": [None]}
 
@@ -142,6 +146,12 @@ def test_records_of_something_else_and_too_many_are_refused(tmp_path):
                 writer.write(content)
         with pytest.raises(UserError, match=message):
             list(warmup.read(tmp_path / name))
+
+
+def test_another_reader_of_the_file_answers_all_records(tiny_bundle):
+    path = str(tiny_bundle / "1")
+    with contextlib.closing(Servable("tiny", 1, path)) as servable:
+        assert serving.warmup.warm_up(servable, path) == 6 * 3 * 2
 
 
 def test_signatures_are_read_with_method_names_dtypes_and_shapes(tiny_bundle):
