@@ -49,7 +49,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path, work: str) -> Iterator[None]:
-    """Make a folder for what is unfinished, or go on with it; removes it at the end if nothing is in it.
+    """Make a folder for what is unfinished, or go on with it; an empty one is removed at the end.
 
     work: what is done there, for the message: "preparing these examples".
 
@@ -65,7 +65,7 @@ def locked_folder(folder: Path, work: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [_LOCK]:
+            if [path.name for path in folder.glob("*")] == [_LOCK]:
                 shutil.rmtree(folder)
 
 

@@ -11,6 +11,7 @@ output has the same bytes whatever happened on the way.
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -68,7 +69,7 @@ def predict_files(model: Model, files: Sequence[Path], output: Path) -> int:
             (partial / _STATE).unlink(missing_ok=True)
         finally:
             if not (partial / _STATE).exists():
-                (partial / _ANSWERS).unlink(missing_ok=True)
+                shutil.rmtree(partial)
     return count
 
 
