@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,21 +108,30 @@ def test_pairs_in_columns_of_any_name_are_answered_by_a_run_and_its_bundle_alike
         answers_to(tmp_path / "texts.csv", models.open_bundle(tmp_path / "exported", {}))
 
 
+def save(folder, signature, tiny_bundle):
+    """A model that isn't asked about texts, with what a bundle says of itself."""
+    double = tf.function(lambda numbers: {"doubled": 2 * numbers})
+    double = double.get_concrete_function(numbers=tf.TensorSpec([None], tf.float32, name="numbers"))
+    tf.saved_model.save(tf.Module(), str(folder), signatures={signature: double})
+    shutil.copytree(tiny_bundle / "1" / "assets.extra", folder / "assets.extra")
+
+
 def test_what_is_no_bundle_of_texts_is_refused(tmp_path, tiny_bundle):
     with pytest.raises(UserError, match="has no version folder"):
         models.open_bundle(tmp_path, {})
     with pytest.raises(UserError, match="isn't asked about pairs of texts; leave --pair_column out"):
         models.open_bundle(tiny_bundle, {"text_pair": "b"})
-    double = tf.function(lambda numbers: {"doubled": 2 * numbers})
-    double = double.get_concrete_function(numbers=tf.TensorSpec([None], tf.float32, name="numbers"))
-    tf.saved_model.save(tf.Module(), str(tmp_path / "1"), signatures={"serving_default": double})
+    save(tmp_path / "1", "serving_default", tiny_bundle)
     with pytest.raises(UserError, match="1: serving_default takes numbers float32; predict asks about text"):
         models.open_bundle(tmp_path, {})
-    tf.saved_model.save(tf.Module(), str(tmp_path / "2"), signatures={"other": double})
+    save(tmp_path / "2", "other", tiny_bundle)
     with pytest.raises(UserError, match="2 has no signature serving_default; there is other"):
         models.open_bundle(tmp_path, {})
     (tmp_path / "2" / "saved_model.pb").write_bytes(b"no model")
     with pytest.raises(UserError, match="2: TensorFlow can't load it: "):
+        models.open_bundle(tmp_path, {})
+    shutil.rmtree(tmp_path / "2" / "assets.extra")
+    with pytest.raises(UserError, match=r"2 is no bundle that run.py export wrote"):
         models.open_bundle(tmp_path, {})
 
 
@@ -130,8 +140,9 @@ def test_a_model_is_known_by_its_content(tmp_path, tiny_run, tiny_bundle, run_mo
     assert models.open_run(tiny_run, {}).sha256 == run_model.sha256
 
 
-def test_batches_hold_texts_of_similar_size(monkeypatch, run_model):
+def test_batches_hold_texts_of_as_many_tokens_and_all_are_counted(monkeypatch, run_model):
     monkeypatch.setattr(answering, "_BATCH", 2)
+    monkeypatch.setattr(answering, "_TEXTS_PACKED_AT_ONCE", 2)
     seen, signature = [], run_model.answerer._signature
 
     def watched(**texts):
@@ -139,8 +150,10 @@ def test_batches_hold_texts_of_similar_size(monkeypatch, run_model):
         return signature(**texts)
 
     monkeypatch.setattr(run_model.answerer, "_signature", watched)
-    run_model.answerer.answers([{"text": text} for text in (b"good good", b"a", b"good plot", b"", b"film")])
-    assert seen == [[b"", b"a"], [b"film", b"good good"], [b"good plot"]]
+    texts = (b"a a a a", b"good film", b"was", b"", b"the plot .")
+    assert len(run_model.answerer.answers([{"text": text} for text in texts])) == 5
+    assert seen == [[b"", b"was"], [b"good film", b"the plot ."], [b"a a a a"]]
+    assert run_model.answerer.answers([]) == []
 
 
 def test_an_output_that_is_an_input_or_a_folder_and_input_of_another_kind_are_refused(tmp_path):

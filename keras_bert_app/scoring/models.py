@@ -7,7 +7,6 @@ from pathlib import Path
 
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
-from keras_bert_app.export import bundle
 from keras_bert_app.export.verification import newest_version
 from keras_bert_app.scoring.answering import SIGNATURE, Answerer, load_bundle
 from keras_bert_app.training import checkpoints
@@ -50,7 +49,7 @@ def open_run(workdir: Path, columns: Mapping[str, str]) -> Model:
     description, model = folders.load_best_model(workdir, folders.inference_precision(config))
     packer = description.packer()
     signature = description.task.signatures(model, packer)[SIGNATURE]
-    answerer = Answerer(signature, (model, packer), str(workdir))
+    answerer = Answerer(signature, packer, model, str(workdir))
     weights = checkpoints.folder_of(workdir, step) / checkpoints.MODEL
     files = [workdir / "config.json", workdir / "model.json", workdir / "vocab.txt", weights]
     chosen = _columns(answerer, description.task.columns(config.data, labelled=False) | columns, workdir)
@@ -68,8 +67,8 @@ def open_bundle(export_dir: Path, columns: Mapping[str, str]) -> Model:
     """
     path = newest_version(export_dir)
     answerer = load_bundle(path)
-    files = [file for file in path.rglob("*") if file.is_file() and bundle.EXTRA not in file.parts]
-    return Model(answerer, _columns(answerer, columns, path), path, _sha256(sorted(files)))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return Model(answerer, _columns(answerer, columns, path), path, _sha256(files))
 
 
 def _columns(answerer: Answerer, columns: Mapping[str, str], path: Path) -> dict[str, str]:
