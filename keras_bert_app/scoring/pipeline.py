@@ -7,7 +7,7 @@ started the pipeline joins them.
 
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,21 +62,25 @@ def predict_files_on_beam(model: Model, files: Sequence[Path], output: Path, bea
         UserError: no such runner, or a row can't be read.
     """
     output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        pipeline = make_pipeline(beam_options)
+    # Of a new name, so that no worker of an interrupted run writes there; not tempfile's, which others can't.
+    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    pipeline = make_pipeline(beam_options)
+    folder.mkdir(parents=True)
+    try:
         numbered = [(number, str(file.absolute()), str(file)) for number, file in enumerate(files)]
         (
             pipeline
             | "files" >> beam.Create(numbered)
             | "spread files" >> beam.Reshuffle()
-            | "read" >> beam.FlatMap(_read, dict(model.columns), folder)
+            | "read" >> beam.FlatMap(_read, dict(model.columns), str(folder))
             | "spread parts" >> beam.Reshuffle()
             | "answer" >> RunInference(KeyedModelHandler(BundleHandler(str(model.path.absolute()))))
-            | "write" >> beam.Map(_write, folder)
+            | "write" >> beam.Map(_write, str(folder))
         )
         pipeline.run().wait_until_finish()
-        return _join(Path(folder), len(files), output)
+        return _join(folder, len(files), output)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _read(file: tuple[int, str, str], columns: Mapping[str, str], folder: str) -> Iterator[tuple]:
