@@ -49,7 +49,7 @@ class Answerer:
     def answers(self, texts: Sequence[Mapping[str, bytes]]) -> list[dict[str, Any]]:
         """One row of named values a text; they depend on the texts of the same call in the last digits alone.
 
-        Texts of as many tokens are asked about together, so that little of a batch is padding.
+        Texts of about as many tokens are asked about together, so that little of a batch is padding.
         """
         answers: list[dict[str, Any]] = [{}] * len(texts)
         for rows in evaluation_order(self._num_tokens(texts), _BATCH):
