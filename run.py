@@ -14,7 +14,7 @@ from pathlib import Path
 from keras_bert_app import command_line
 from keras_bert_app import config as configuration
 from keras_bert_app.command_line import CONFIG, FLAGS, listed, real_number, string, whole_number, yes_or_no
-from keras_bert_app.errors import Stopped, UserError
+from keras_bert_app.errors import Stopped, UserError, needing_beam
 
 
 def vocab():
@@ -144,11 +144,31 @@ def evaluate():
 
 
 def predict():
-    """Label the texts of --input (.txt: one a line; .jsonl, .csv, .tsv) and write the answers as JSONL."""
-    from keras_bert_app import evaluation
+    """Answer each text of --input with a line of JSON; goes on where one was interrupted.
 
-    count = evaluation.predict_file(Path(FLAGS.workdir), Path(FLAGS.input), Path(FLAGS.output))
-    print(f"{count} answers in {FLAGS.output}")
+    --input is a file, a folder or a pattern: .txt (one text a line), .jsonl, .csv, .tsv, also as .gz or .bz2.
+    A run (--workdir) answers, or a bundle (--export_dir: its newest version, or the folder of one). With
+    --beam workers do, who see input, output and bundle under the same paths; interrupted, that starts anew.
+    """
+    from keras_bert_app.scoring import models, parts, resumable
+
+    if bool(FLAGS.workdir) == bool(FLAGS.export_dir):
+        raise UserError("predict takes either a run's --workdir or a bundle's --export_dir")
+    if FLAGS.beam and FLAGS.workdir:
+        raise UserError("--beam takes a bundle: run.py export writes one, give it as --export_dir")
+    output, columns = Path(FLAGS.output), models.given_columns(FLAGS.text_column, FLAGS.pair_column)
+    if FLAGS.workdir:
+        model = models.open_run(Path(FLAGS.workdir), columns)
+    else:
+        model = models.open_bundle(Path(FLAGS.export_dir), columns)
+    files = parts.files_to_read(FLAGS.input, model.columns, output)
+    if FLAGS.beam:
+        with needing_beam():
+            from keras_bert_app.scoring import pipeline
+        count = pipeline.predict_files_on_beam(model, files, output, FLAGS.beam)
+    else:
+        count = resumable.predict_files(model, files, output)
+    print(f"{count} answers in {output}")
 
 
 def import_():
@@ -380,7 +400,7 @@ def _num_cores():
 
 WORKDIR = string("workdir", "the run's folder")
 INPUT = string(
-    "input", "file to read; for vocab and prepare also a folder, or a pattern such as 'corpus/*.txt'"
+    "input", "file to read; for vocab, prepare and predict also a folder, or a pattern such as 'texts/*.txt'"
 )
 OUTPUT = string(
     "output",
@@ -421,6 +441,8 @@ BEAM = string(
     "options of an Apache Beam pipeline that does the work, such as '--runner=FlinkRunner --flink_master=…'",
     "",
 )
+TEXT_COLUMN = string("text_column", "column of the texts; if not given, as in the run's config, or text")
+PAIR_COLUMN = string("pair_column", "column of the second texts, where the model is asked about pairs")
 WORKERS = whole_number("num_workers", "processes to start", 2, least=1)
 HANG_SECONDS = whole_number(
     "hang_seconds",
@@ -497,7 +519,11 @@ VERBS = {
     "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
     "launch": (launch, (WORKERS, HANG_SECONDS, RESTARTS), ()),
     "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),
-    "predict": (predict, (WORKDIR, INPUT, OUTPUT), ("workdir", "input", "output")),
+    "predict": (
+        predict,
+        (WORKDIR, EXPORT_DIR, INPUT, OUTPUT, TEXT_COLUMN, PAIR_COLUMN, BEAM),
+        ("input", "output"),
+    ),
     "import": (import_, (FROM, OUTPUT, FRESH, PAIRS, TOKENIZER, *VOCABULARY_OPTIONS), ("source", "output")),
     "publish": (publish, (WORKDIR, FORMAT, OUTPUT), ("workdir", "format", "output")),
     "inspect": (inspect, (), ()),

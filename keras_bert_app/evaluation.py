@@ -1,11 +1,7 @@
-"""A run's best checkpoint on texts: metrics and report for labelled ones, predictions for any."""
+"""A run's best checkpoint on labelled texts: metrics and report."""
 
-import itertools
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -14,26 +10,24 @@ import tensorflow as tf
 from keras_bert_app import features, report
 from keras_bert_app.config import TrainConfig
 from keras_bert_app.data import sources
-from keras_bert_app.data.batches import Examples, evaluation_order, pack_texts
+from keras_bert_app.data.batches import Examples, evaluation_order
 from keras_bert_app.data.examples_store import ExampleStore
 from keras_bert_app.data.pretraining import HELD_OUT
-from keras_bert_app.data.readers import Record, read_texts
-from keras_bert_app.files import atomic_file
+from keras_bert_app.data.readers import Record
 from keras_bert_app.tasks import TASKS
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.masking import TokenMasker
 from keras_bert_app.training import checkpoints, finetuning, pretraining
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.loop import predict_examples
-from keras_bert_app.training.progress import say
 from keras_bert_app.training.step import make_predict_step
 from keras_bert_app.training.strategy import make_strategy
 
-_TEXTS_AT_ONCE = 4096
+_EXAMPLES_AT_ONCE = 4096
 
 
 class Predictor:
-    """The best checkpoint of a run, ready to answer.
+    """The best checkpoint of a run, ready to be evaluated.
 
     Raises:
         UserError: the folder is no run's, or has no evaluated checkpoint.
@@ -57,13 +51,6 @@ class Predictor:
     def outputs(self, examples: Examples, stage: str | None = None) -> dict[str, np.ndarray]:
         """Model outputs {name: float [N, ...]}; progress is shown where `stage` names one."""
         return predict_examples(self._strategy, self._predict, examples, stage)
-
-    def answers(self, texts: Sequence[Mapping[str, bytes]]) -> list[dict[str, Any]]:
-        """One row of named values a text, the same that the bundle's serving_default gives."""
-        columns = [[row[name] for row in texts] for name in self.task.text_inputs]
-        examples = pack_texts(self.packer, columns, self.task.no_targets(len(texts)))
-        decoded = {name: value.numpy() for name, value in self.task.decode(self.outputs(examples)).items()}
-        return [{name: _plain(values[row]) for name, values in decoded.items()} for row in range(len(texts))]
 
 
 def evaluate_test(workdir: Path) -> str:
@@ -102,29 +89,10 @@ def evaluate_file(workdir: Path, path: str, output: Path | None = None) -> str:
     return _evaluate_records(predictor, records, name, output or workdir / "evaluations" / Path(path).name)
 
 
-def predict_file(workdir: Path, path: Path, output: Path) -> int:
-    """Answer each text of a .txt, .jsonl, .csv or .tsv file with a line of JSON; returns how many.
-
-    Raises:
-        UserError: the file can't be read, or has a malformed row.
-    """
-    predictor = Predictor(workdir)
-    predictor.description.check_texts(workdir)
-    rows = read_texts(path, predictor.task.columns(predictor.config.data, labelled=False))
-    count, started = 0, time.monotonic()
-    with atomic_file(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for part in _parts(rows, _TEXTS_AT_ONCE):
-            for answer in predictor.answers(part):
-                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            count += len(part)
-            say(f"predict: {count} texts, {count / (time.monotonic() - started):.0f} texts/s")
-    return count
-
-
 def unigram_entropy(examples: ExampleStore, masker: TokenMasker) -> float:
     """Nats a token: the MLM loss of one who knows how frequent each maskable token is, and no more."""
     counts = np.zeros(len(masker.vocabulary), "int64")
-    for rows in evaluation_order(examples.lengths, _TEXTS_AT_ONCE):
+    for rows in evaluation_order(examples.lengths, _EXAMPLES_AT_ONCE):
         batch = examples.batch(rows)
         token_ids = tf.boolean_mask(batch[features.TOKEN_IDS], masker.maskable(batch))
         counts += np.bincount(token_ids, minlength=len(counts))
@@ -158,13 +126,3 @@ def _evaluate(
     mistakes = task.worst_mistakes(records, outputs, examples.targets) if records else []
     report.write_report(output, f"Evaluation of {predictor.workdir.name}", metrics, mistakes, facts, history)
     return f"{report.format_metrics(metrics)}\n\nreport: {output / report.REPORT_FILE}"
-
-
-def _parts(rows: Iterator, size: int) -> Iterator[list]:
-    while part := list(itertools.islice(rows, size)):
-        yield part
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy value as JSON has it; bytes are UTF-8."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else np.asarray(value).tolist()

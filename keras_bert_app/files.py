@@ -1,11 +1,16 @@
 """Files and folders that are either whole or not there."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from keras_bert_app.errors import UserError
+
+_LOCK = "lock"
 
 
 @contextlib.contextmanager
@@ -40,6 +45,28 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, work: str) -> Iterator[None]:
+    """Make a folder for what is unfinished, or go on with it; an empty one is removed at the end.
+
+    work: what is done there, for the message: "preparing these examples".
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is {work}; wait for it") from None
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.glob("*")] == [_LOCK]:
+                shutil.rmtree(folder)
 
 
 def is_taken(path: str | os.PathLike) -> bool:

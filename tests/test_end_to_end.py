@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from conftest import tiny_config, tiny_rows
 
-from keras_bert_app import evaluation
 from keras_bert_app.export import bundle
+from keras_bert_app.scoring import models, resumable
 from keras_bert_app.training import finetuning
 from serving import server
 from serving.client import PredictClient
@@ -35,8 +35,8 @@ def client(tiny_bundle):
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run):
-    return evaluation.Predictor(tiny_run)
+def model(tiny_run):
+    return models.open_run(tiny_run, {})
 
 
 def assert_same(answers, wanted):
@@ -48,10 +48,10 @@ def assert_same(answers, wanted):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_server_answers_what_predict_writes(client, tiny_run, tmp_path, name):
+def test_the_server_answers_what_predict_writes(client, model, tmp_path, name):
     texts = CASES[name]
     (tmp_path / "texts.txt").write_bytes(b"".join(text + b"\n" for text in texts))
-    evaluation.predict_file(tiny_run, tmp_path / "texts.txt", tmp_path / "answers.jsonl")
+    resumable.predict_files(model, [tmp_path / "texts.txt"], tmp_path / "answers.jsonl")
     wanted = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()]
     assert_same(client.predict(texts), wanted)
 
@@ -112,7 +112,7 @@ def test_pairs_are_trained_exported_and_served(tmp_path):
     finetuning.finetune(config, tmp_path / "run")
     bundle.export(tmp_path / "run", tmp_path / "exported")
     texts, pairs = [b"the film", b"", b"plot " * 50], [b"good", b"bad " * 50, b"\xff"]
-    wanted = evaluation.Predictor(tmp_path / "run").answers(
+    wanted = models.open_run(tmp_path / "run", {}).answerer.answers(
         [{"text": text, "text_pair": pair} for text, pair in zip(texts, pairs, strict=True)]
     )
     with (

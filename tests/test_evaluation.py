@@ -1,4 +1,3 @@
-import base64
 import json
 
 import pytest
@@ -7,84 +6,6 @@ from conftest import tiny_rows
 from keras_bert_app import evaluation
 from keras_bert_app.errors import UserError
 from keras_bert_app.training import workdir as folders
-
-# What answers have to be given to, whatever it is.
-TEXTS = (
-    b"good",
-    b"",
-    b"good film " * 1000,
-    "the film was great 👍🏽 中".encode(),
-    b"\xff\xfe good \x00",
-    b" \xe4 ",
-)
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_run):
-    return evaluation.Predictor(tiny_run)
-
-
-def answers_to(predict_path, tiny_run):
-    output = predict_path.with_name("answers.jsonl")
-    count = evaluation.predict_file(tiny_run, predict_path, output)
-    answers = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    assert len(answers) == count
-    return answers
-
-
-def test_the_tiny_run_has_learned_what_its_texts_tell(predictor):
-    good, bad = predictor.answers([{"text": b"the film was great"}, {"text": b"the plot was dull"}])
-    assert (good["label"], bad["label"]) == ("gut", "übel")
-    assert good["score"] == max(good["probabilities"]) > 0.5
-    assert sum(good["probabilities"]) == pytest.approx(1, abs=1e-6)
-
-
-def test_jsonl_is_answered_line_by_line_whatever_the_bytes(tmp_path, tiny_run, predictor):
-    path = tmp_path / "texts.jsonl"
-    rows = [{"text": {"b64": base64.b64encode(text).decode()}} for text in TEXTS] + [{"text": "so 👍 dull"}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = answers_to(path, tiny_run)
-    assert len(answers) == len(rows)
-    for text, answer in zip([*TEXTS, "so 👍 dull".encode()], answers, strict=True):
-        (alone,) = predictor.answers([{"text": text}])
-        assert answer["label"] == alone["label"]
-        assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
-
-
-def test_each_line_of_a_txt_file_is_a_text(tmp_path, tiny_run):
-    path = tmp_path / "texts.txt"
-    path.write_bytes(b"good film\n\ndull \xff film\r\n" + b"bad " * 2500)
-    labels = [answer["label"] for answer in answers_to(path, tiny_run)]
-    assert len(labels) == 4
-    assert (labels[0], labels[3]) == ("gut", "übel")
-
-
-def test_a_csv_file_needs_no_labels_and_keeps_its_order(tmp_path, tiny_run):
-    path = tmp_path / "texts.csv"
-    path.write_text('id,text\n1,"the film was good"\n2,"the film\nwas dull"\n3,\n4,great\n')
-    labels = [answer["label"] for answer in answers_to(path, tiny_run)]
-    assert (len(labels), labels[0], labels[1], labels[3]) == (4, "gut", "übel", "gut")
-
-
-@pytest.mark.parametrize("name", ["texts.txt", "texts.jsonl"])
-def test_an_empty_file_gets_no_answers(tmp_path, tiny_run, name):
-    (tmp_path / name).touch()
-    assert answers_to(tmp_path / name, tiny_run) == []
-
-
-def test_more_texts_than_are_answered_at_once_are_all_answered_in_order(tmp_path, tiny_run, monkeypatch):
-    monkeypatch.setattr(evaluation, "_TEXTS_AT_ONCE", 2)
-    path = tmp_path / "texts.txt"
-    path.write_text("good\ndull\ngood\ngood\ndull")
-    assert [row["label"] for row in answers_to(path, tiny_run)] == ["gut", "übel", "gut", "gut", "übel"]
-
-
-def test_a_broken_row_is_refused_with_its_line_and_no_output_is_left(tmp_path, tiny_run):
-    path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": "good"}\n{"text": 3}\n')
-    with pytest.raises(UserError, match=r"texts.jsonl:2: text"):
-        evaluation.predict_file(tiny_run, path, tmp_path / "answers.jsonl")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["texts.jsonl"]
 
 
 def write_csv(path, rows):

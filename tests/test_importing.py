@@ -16,6 +16,7 @@ from keras_bert_app.convert import reference
 from keras_bert_app.convert.reference import largest_differences, random_batch
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle
+from keras_bert_app.scoring import models, resumable
 from keras_bert_app.tasks import BareNetwork, ClassificationTask, PretrainingTask
 from keras_bert_app.training import checkpoints, importing, initial
 from keras_bert_app.training import workdir as folders
@@ -83,7 +84,8 @@ def test_a_classifier_answers_and_is_exported_at_once(tmp_path, no_reference):
     make(tmp_path / "theirs", "bert", "sequence_classification", SHAPES[0])
     import_(tmp_path / "theirs", tmp_path / "ours")
     (tmp_path / "texts.txt").write_text("piece1 piece2\npiece3\n")
-    evaluation.predict_file(tmp_path / "ours", tmp_path / "texts.txt", tmp_path / "answers.jsonl")
+    model = models.open_run(tmp_path / "ours", {})
+    resumable.predict_files(model, [tmp_path / "texts.txt"], tmp_path / "answers.jsonl")
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 2 and {answer["label"] for answer in answers} <= set(LABELS.values())
     path = bundle.export(tmp_path / "ours", tmp_path / "bundle")
@@ -140,9 +142,8 @@ def test_a_source_of_another_tokenizer_is_taken_without_it(tmp_path, no_referenc
     assert "tokenizer: none" in said
     description, _ = folders.load_best_model(tmp_path / "ours", "float32")
     assert description.vocabulary is None and description.encoder.position_offset == 2
-    (tmp_path / "texts.txt").write_text("piece1\n")
     with pytest.raises(UserError, match="was imported without a tokenizer, so that it reads no texts"):
-        evaluation.predict_file(tmp_path / "ours", tmp_path / "texts.txt", tmp_path / "answers.jsonl")
+        models.open_run(tmp_path / "ours", {})
     assert "reads token ids alone" in inspection.inspect(str(tmp_path / "ours"))
 
 

@@ -18,6 +18,7 @@ from keras_bert_app.data.documents import split_sentences
 from keras_bert_app.data.examples_store import MANIFEST, ExampleStore
 from keras_bert_app.data.pretraining import PrepareOptions, prepare_examples
 from keras_bert_app.errors import UserError
+from keras_bert_app.files import locked_folder
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -378,7 +379,7 @@ def test_an_output_that_exists_is_refused(corpus, tmp_path):
 
 def test_two_at_work_on_one_output_are_refused(corpus, tmp_path):
     with (
-        pretraining._locked(tmp_path / "out.partial"),
+        locked_folder(tmp_path / "out.partial", "preparing"),
         pytest.raises(UserError, match=r"out\.partial: another process"),
     ):
         prepare(corpus, tmp_path / "out")

@@ -22,6 +22,7 @@ from keras_bert_app.config import Config, PhaseConfig, complete_encoder
 from keras_bert_app.data.examples_store import MANIFEST
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle
+from keras_bert_app.scoring import models
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -321,7 +322,7 @@ def test_a_pretraining_run_answers_no_texts(folder, tmp_path):
     (tmp_path / "texts.txt").write_text("bara\n")
     calls = (
         lambda: bundle.export(folder / "run", tmp_path / "exported"),
-        lambda: evaluation.predict_file(folder / "run", tmp_path / "texts.txt", tmp_path / "out"),
+        lambda: models.open_run(folder / "run", {}),
         lambda: evaluation.evaluate_file(folder / "run", str(tmp_path / "texts.txt")),
     )
     for call in calls:

@@ -92,10 +92,7 @@ def prepare_examples_on_beam(
         raise UserError(f"{output}: exists already; remove it, or write to another folder")
     files = input_files(inputs)
     with atomic_directory(output) as folder:
-        try:
-            pipeline = beam.Pipeline(options=PipelineOptions(shlex.split(beam_options)))
-        except ValueError as error:
-            raise UserError(f"--beam={beam_options}: {error}") from None
+        pipeline = make_pipeline(beam_options)
         _build(pipeline, files, folder, vocabulary, tokenizer_options, options)
         pipeline.run().wait_until_finish()
         summary = json.loads((folder / _SUMMARY).read_text())
@@ -118,6 +115,18 @@ def prepare_examples_on_beam(
             summary["counts"],
             summary["files"],
         )
+
+
+def make_pipeline(beam_options: str) -> beam.Pipeline:
+    """An empty pipeline on the runner that the options name.
+
+    Raises:
+        UserError: there is no such runner, or it doesn't take the options.
+    """
+    try:
+        return beam.Pipeline(options=PipelineOptions(shlex.split(beam_options)))
+    except ValueError as error:
+        raise UserError(f"--beam={beam_options}: {error}") from None
 
 
 def _build(pipeline, files, folder, vocabulary, tokenizer_options, options) -> None:

@@ -1,13 +1,11 @@
 """Documents -> sentence-pair examples on disk: over all cores, restartable, repeatable."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from keras_bert_app.data import tokenized
@@ -29,7 +27,7 @@ from keras_bert_app.data.pairs import PrepareOptions, complete, plan_examples
 from keras_bert_app.data.tokenized import ChunkTokenizer, TokenizedDocuments, document_digest
 from keras_bert_app.data.workers import Workers
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory, is_taken
+from keras_bert_app.files import atomic_directory, is_taken, locked_folder
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 
@@ -70,7 +68,10 @@ def prepare_examples(
         raise UserError(f"{output}: exists already; remove it, or write to another folder")
     files = input_files(inputs)
     partial = output.with_name(output.name + ".partial")
-    with _locked(partial), Workers(num_workers, _Tool, vocabulary, tokenizer_options, options) as workers:
+    with (
+        locked_folder(partial, "preparing these examples"),
+        Workers(num_workers, _Tool, vocabulary, tokenizer_options, options) as workers,
+    ):
         skipped = Skipped()
         chunks = _tokenise(
             files, partial, vocabulary, tokenizer_options, options, workers, skipped, on_progress
@@ -215,21 +216,6 @@ def _examples(tool: _Tool, documents: TokenizedDocuments, numbers: range) -> Ite
                 second = documents.tokens.read(spans.second, spans.second_end)
             first = own.tokens[spans.first : spans.first_end].tobytes()
             yield tool.maker.example(first, second, spans.label)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is preparing these examples; wait for it") from None
-        try:
-            yield
-        finally:
-            if [path.name for path in folder.glob("*")] == ["lock"]:
-                shutil.rmtree(folder)
 
 
 def _identity(*parts) -> str:

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from keras_bert_app import features
 from keras_bert_app.data.rows import (
@@ -84,13 +84,17 @@ def read_records(
     return records, num_skipped
 
 
-def read_texts(path: str | os.PathLike, columns: Mapping[str, str]) -> Iterator[Mapping[str, bytes]]:
+def read_texts(
+    path: str | os.PathLike, columns: Mapping[str, str], raw: BinaryIO | None = None
+) -> Iterator[Mapping[str, bytes]]:
     r"""Stream the texts to predict: {"text": bytes}, with "text_pair" where `columns` names it.
 
     .txt is one text a line, ended by \n or \r\n, of any bytes; an empty line is an empty text. .csv and .tsv
     are as in `read_records`, but of any bytes. .jsonl is the lossless form: a value is a string, in which an
     escaped lone surrogate stands for the three bytes UTF-8 would give it, or {"b64": "..."}, base64 of any
     bytes, as in TensorFlow Serving's REST interface. All also compressed as .gz or .bz2. Labels are not read.
+
+    raw: the file, open already; see `opened`.
 
     Raises:
         UserError: for a path that can't be read, at once; for a row that can't, when it is reached.
@@ -100,11 +104,13 @@ def read_texts(path: str | os.PathLike, columns: Mapping[str, str]) -> Iterator[
     columns = {name: columns[name] for name in (features.TEXT, features.TEXT_PAIR) if name in columns}
     if suffix == ".txt" and features.TEXT_PAIR in columns:
         raise UserError(f"{path}: a .txt file holds one text a line, not pairs; give .jsonl, .csv or .tsv")
-    return _texts(path, suffix, columns)
+    return _texts(path, suffix, columns, raw)
 
 
-def _texts(path: Path, suffix: str, columns: Mapping[str, str]) -> Iterator[Mapping[str, bytes]]:
-    with opened(path) as file:
+def _texts(
+    path: Path, suffix: str, columns: Mapping[str, str], raw: BinaryIO | None
+) -> Iterator[Mapping[str, bytes]]:
+    with opened(path, raw) as file:
         if suffix == ".txt":
             for line in file:
                 yield {features.TEXT: line.removesuffix(b"\n").removesuffix(b"\r")}

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -171,9 +171,17 @@ def suffix_of(path: Path, known: Sequence[str]) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, uncompressed; UserError for whatever goes wrong while it is read."""
-    with reading(path), _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+def opened(path: Path, raw: BinaryIO | None = None) -> Iterator[BinaryIO]:
+    """The file's bytes, uncompressed; UserError for whatever goes wrong while it is read.
+
+    raw: the file, open already, for who wants to know by its position how much of it has been read.
+    """
+    opener = _OPENERS.get(path.suffix.lower())
+    with (
+        reading(path),
+        nullcontext(raw) if raw else open(path, "rb") as raw,
+        opener(raw, "rb") if opener else nullcontext(raw) as file,
+    ):
         yield file
 
 

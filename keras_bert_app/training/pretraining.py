@@ -8,7 +8,7 @@ from keras_bert_app.config import Config, to_dict
 from keras_bert_app.data.documents import Skipped, input_files, read_documents
 from keras_bert_app.data.examples_store import MANIFEST, ExampleStore
 from keras_bert_app.data.pretraining import HELD_OUT, TRAIN, PrepareOptions, prepare_examples
-from keras_bert_app.errors import UserError
+from keras_bert_app.errors import UserError, needing_beam
 from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.learning import learn_vocabulary
 from keras_bert_app.text.tokenizer import TokenizerOptions
@@ -61,7 +61,8 @@ def prepare(config: Config, pattern: str, output: Path, num_workers: int, beam: 
     vocabulary, tokenizer_options = initial.choose_tokenizer(config, initial.load_pretrained(config.init))
     options = PrepareOptions(**to_dict(config.prepare), max_length=config.text.max_length, seed=config.seed)
     if beam:
-        pipeline = _beam_pipeline()
+        with needing_beam():
+            from keras_bert_app.data import pipeline
         manifest = pipeline.prepare_examples_on_beam(
             [pattern], output, vocabulary, tokenizer_options, options, beam
         )
@@ -83,19 +84,6 @@ def prepare(config: Config, pattern: str, output: Path, num_workers: int, beam: 
         for reason, skipped in manifest["skipped"].items()
     ]
     return "\n".join([*lines, f"examples: {output}"])
-
-
-def _beam_pipeline():
-    """data/pipeline.py, which can be imported where the extra `beam` is installed."""
-    try:
-        from keras_bert_app.data import pipeline
-    except ModuleNotFoundError as error:
-        if error.name != "apache_beam":
-            raise
-        raise UserError(
-            "--beam: Apache Beam isn't installed; pip install 'keras_bert_app[beam]', or leave --beam out"
-        ) from None
-    return pipeline
 
 
 def pretrain(config: Config, workdir: Path) -> State:

@@ -174,7 +174,10 @@ class Progress:
         if share > 0 and self._now.share < 1:
             left = (self._now.time - self._start.time) / share * (1 - self._now.share)
             parts.append(f"{_clock(left)} left")
-        parts += [f"{name} {value:.4g}" for name, value in self._scalars.items()]
+        parts += [
+            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
+            for name, value in self._scalars.items()
+        ]
         rates = self.rates()
         unit = "tokens" if "tokens_per_second" in rates else "examples"
         parts.append(f"{rates[f'{unit}_per_second']:,.0f} {unit}/s")
