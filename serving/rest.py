@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _WHICH = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
 PREDICTION = re.compile(rf"(?ia)/v1/models/(?P<name>[^/:]+){_WHICH}:(?P<method>classify|regress|predict)")
 STATUS = re.compile(rf"(?ia)/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?:/(?P<more>metadata))?")
+_ORIGIN = re.compile(r"(?i)^https?://[^/?]*")
 CODES = {
     grpc.StatusCode.CANCELLED: 499,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -139,9 +140,10 @@ def handle(answer, method, path, body):
 def _fill_spec(match, spec):
     spec.name = urllib.parse.unquote(match["name"])
     if match["version"]:
-        if int(match["version"]) >= 1 << 63:
+        digits = match["version"].lstrip("0")
+        if len(digits) > 19 or int(digits or 0) >= 1 << 63:
             raise invalid_argument(f"Failed to convert version: {match['version']} to numeric.")
-        spec.version.value = int(match["version"])
+        spec.version.value = int(digits or 0)
     if match["label"]:
         spec.version_label = urllib.parse.unquote(match["label"])
 
@@ -163,6 +165,7 @@ class RestServer:
                 max_request_body_size=max_bytes,
                 channel_request_lookahead=1,  # so that a caller who hangs up is noticed
                 connection_limit=1000,
+                asyncore_use_poll=True,  # select() fails for good at descriptor 1024
                 ident=None,
             )
         except (OSError, ValueError) as error:
@@ -206,10 +209,11 @@ class RestServer:
         start_response(
             f"{status} {reason}", [("Content-Type", content_type), ("Content-Length", str(len(body)))]
         )
-        return [body]
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     def _result(self, environ):
-        path = environ["REQUEST_URI"].partition("?")[0]
+        # Proxies' form of a request has the whole URI in it (RFC 9112, 3.2.2).
+        path = _ORIGIN.sub("", environ["REQUEST_URI"]).partition("?")[0]
         if not path.lower().startswith("/v1/"):
             return 404, "text/html", b"<html><title>404 Not Found</title><h1>Not Found</h1></html>\n"
 
@@ -227,7 +231,8 @@ class RestServer:
                 json_tensors.serialize({"error": error.message}),
             )
         except Exception as error:
-            log.error("%s failed with %s", path, type(error).__name__)
+            # Neither its text nor the path, both of which the caller may have written, is for logs.
+            log.error("a REST request failed with %s", type(error).__name__)
             return 500, "application/json", json_tensors.serialize({"error": "the embedded server failed"})
 
     def stop(self, grace_s):

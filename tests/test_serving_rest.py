@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
 import re
+import resource
+import socket
 import urllib.error
 import urllib.request
 
@@ -10,7 +13,7 @@ import grpc
 import pytest
 import tensorflow as tf
 
-from serving import json_tensors
+from serving import json_tensors, rest
 from serving.server import serve
 from serving.status import RequestError
 from tests.conformance import OBSERVED, rounded, write_models
@@ -162,6 +165,7 @@ def test_more_bad_requests_get_the_messages_of_the_source(server, path, body, me
     [
         ("GET", "/v1/models", 400, "Missing model name in request."),
         ("GET", TEXTS + "/versions/" + "9" * 30, 400, "Failed to convert version"),
+        ("GET", TEXTS + "/versions/" + "9" * 5000, 400, "Failed to convert version"),
         ("PUT", PREDICT, 400, f"Malformed request: PUT {PREDICT}"),
         ("GET", "/v1/models/%6eobody", 404, "model nobody"),
     ],
@@ -190,6 +194,47 @@ def test_bytes_that_are_not_utf8_go_through_as_they_are(server):
     )
     with urllib.request.urlopen(request, timeout=60) as reply:
         assert b'"upper": "\xff"' in reply.read()
+
+
+def exchange(server, data):
+    """What comes back for bytes that ask, last of all, to close the connection."""
+    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=60) as connection:
+        connection.sendall(data)
+        with connection.makefile("rb") as reply:
+            return reply.read()
+
+
+def test_a_head_request_is_answered_without_content(server):
+    reply = exchange(server, f"HEAD {TEXTS} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert reply.endswith(b"\r\n\r\n") and b"Malformed" not in reply
+
+
+def test_a_path_may_be_a_whole_uri(server):
+    request = f"GET http://localhost:{server.rest_port}{TEXTS} HTTP/1.1\r\nConnection: close\r\n\r\n"
+    assert exchange(server, request.encode()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_error_of_the_servers_own_leaves_nothing_of_the_request_in_the_log(server, monkeypatch, caplog):
+    def broken(*arguments):
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(rest, "handle", broken)
+    assert ask(server, "GET", "/v1/models/secret?secret")[0] == 500
+    assert "KeyError" in caplog.text and "secret" not in caplog.text
+
+
+def test_more_than_a_thousand_descriptors_leave_the_server_answering(server):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1050)]
+    try:
+        assert ask(server, "POST", PREDICT, {"instances": ["a"]})[0] == 200
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ask(server, "POST", PREDICT, {"instances": ["a"]})[0] == 200
 
 
 def test_a_body_over_the_limit_is_refused(tmp_path):
