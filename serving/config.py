@@ -66,7 +66,8 @@ def wanted_versions(entry):
     found = {
         int(folder): os.path.join(entry.base_path, folder)
         for folder in sorted(folders)
-        if folder.isascii() and folder.isdigit()
+        # A larger number is no version: protos have 64 bits for it.
+        if folder.isascii() and folder.isdigit() and int(folder) < 1 << 63
     }
     if not found:
         raise StartError(

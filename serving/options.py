@@ -8,13 +8,22 @@ from absl import flags
 from serving.config import StartError
 
 MAX_MESSAGE_BYTES = 64 << 20
+# {flag: (lowest, highest)}; gRPC would take a port of 70,000 as 4,464.
+LIMITS = {
+    "port": (0, 65535),
+    "rest_api_port": (-1, 65535),
+    "model_config_file_poll_wait_seconds": (0, None),
+    "file_system_poll_wait_seconds": (0, None),
+    "grpc_max_threads": (1, None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What the embedded server can be told; each is a flag.
 
-    `host` alone is not the stock server's, which listens on every address.
+    `host` alone is not the stock server's, which listens on every address. Raises StartError where a number
+    can't be.
     """
 
     port: int = 8500
@@ -32,6 +41,13 @@ class Options:
     enable_per_model_batching_parameters: bool = False
     enable_model_warmup: bool = True
 
+    def __post_init__(self):
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                limits = f"{least} or more" if most is None else f"{least} to {most}"
+                raise StartError(f"--{name} is {value}; it takes {limits}")
+
     def channel_arguments(self):
         """{name: value} of gRPC's channel arguments, those included that the server itself sets."""
         arguments = {
@@ -44,6 +60,9 @@ class Options:
             if not name or not equals:
                 raise StartError(f"--grpc_channel_arguments takes name=value, not {part}")
             arguments[name] = int(value) if value.lstrip("-").isdigit() else value
+        limit = arguments["grpc.max_receive_message_length"]
+        if not isinstance(limit, int):
+            raise StartError(f"grpc.max_receive_message_length takes a number of bytes, not {limit}")
         return arguments
 
 

@@ -112,6 +112,29 @@ def refused(capsys, monkeypatch, **arguments):
     return output.err
 
 
+@pytest.mark.parametrize(
+    "flag, value, says",
+    [
+        ("port", 70000, "0 to 65535"),
+        ("rest_api_port", -7, "-1 to 65535"),
+        ("grpc_max_threads", 0, "1 or more"),
+        ("file_system_poll_wait_seconds", -1, "0 or more"),
+        ("grpc_channel_arguments", "grpc.max_receive_message_length=much", "a number of bytes, not much"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(base_path, flag, value, says):
+    with pytest.raises(config.StartError, match=says) as caught:
+        server.serve(**{"model_name": "x", "model_base_path": str(base_path), flag: value})
+    assert flag in str(caught.value) or value.split("=")[0] in str(caught.value)
+
+
+def test_a_number_of_more_than_64_bits_is_no_version(tmp_path):
+    for name in ("1", "99999999999999999999"):
+        (tmp_path / name).mkdir()
+    entry = config.one_model("x", tmp_path).model_config_list.config[0]
+    assert config.wanted_versions(entry).keys() == {1}
+
+
 def test_a_missing_folder_is_named(capsys, monkeypatch, tmp_path):
     line = refused(capsys, monkeypatch, model_name="m", model_base_path=str(tmp_path / "nothing"))
     assert f"{tmp_path}/nothing of model m cannot be read: No such file" in line
