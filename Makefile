@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/core.installed
 TEST := $(VENV)/test.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt
+# A file's tests stay together, as do the models they share.
+IN_TWO := --numprocesses=2 --dist=loadfile
 IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 help: ## say what there is to make
@@ -18,10 +20,10 @@ demo: $(CORE) ## fetch, pretrain, fine-tune, evaluate, export, verify, serve, qu
 	@$(BIN)/python run.py demo
 
 test: lint ## lint, import contracts and all but the slow tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(IN_TWO)
 
 test-all: lint ## the same with the slow tests
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest $(IN_TWO) -m "slow or not slow"
 
 lint: $(TEST) ## ruff and the import contracts
 	@$(BIN)/ruff check .

@@ -24,7 +24,7 @@ class ServerError(Exception):
 class InvalidRequest(ServerError):
     """The request does not fit the model, and never will: change it."""
 
-    advice = "the request doesn't fit the model; the client's metadata() says what each signature takes"
+    advice = "the request doesn't fit the model: other inputs, or a signature or label that it hasn't"
 
 
 class NotFound(ServerError):
@@ -54,7 +54,7 @@ class Unreachable(ServerError):
 class DeadlineExceeded(ServerError):
     """No answer within the timeout: allow more, or send less at once."""
 
-    advice = "no answer in time; allow more, or send fewer texts at once"
+    advice = "no answer in time; are address and TLS right? Else allow more, or send fewer texts at once"
 
 
 class WrongServer(ServerError):

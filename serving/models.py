@@ -74,6 +74,9 @@ class ModelStore:
                     self._check_available(name, wanted[name], entry.version_labels.values())
             except config.StartError:
                 self._unload(loaded)
+                with self._changed:
+                    for name in entries.keys() - self._entries.keys():
+                        del self._versions[name]
                 raise
             self.model_server_config, self._entries = model_server_config, entries
             self._retire(wanted)

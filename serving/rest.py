@@ -10,6 +10,7 @@ import re
 import threading
 import time
 import urllib.parse
+import zlib
 
 import grpc
 import waitress
@@ -50,7 +51,7 @@ CODES = {
 
 def _predict(store, request):
     """A Predict request whose inputs are still a JSON document's, which a signature gives their dtypes."""
-    document, proto = request
+    document, proto = _parsed(request)
     with store.use(proto.model_spec) as servable:
         key = proto.model_spec.signature_name or inference.DEFAULT_SIGNATURE
         if key not in servable.signatures:
@@ -65,8 +66,15 @@ def _predict(store, request):
     return json_tensors.predictions(response.outputs, is_row_format)
 
 
+def _parsed(request):
+    body, proto = request
+    document = json_tensors.parse(body)
+    json_tensors.fill_signature_name(document, proto.model_spec)
+    return document, proto
+
+
 def _classify(store, request):
-    document, proto = request
+    document, proto = _parsed(request)
     json_tensors.fill_examples(document, proto.input)
     result = service.classify(store, proto).result
     return {
@@ -78,7 +86,7 @@ def _classify(store, request):
 
 
 def _regress(store, request):
-    document, proto = request
+    document, proto = _parsed(request)
     json_tensors.fill_examples(document, proto.input)
     result = service.regress(store, proto).result
     return {"results": [json_tensors.decimal(one.value) for one in result.regressions]}
@@ -132,9 +140,8 @@ def handle(answer, method, path, body):
     function, request_class = POST[match["method"].lower()]
     request = request_class()
     _fill_spec(match, request.model_spec)
-    document = json_tensors.parse(body)
-    json_tensors.fill_signature_name(document, request.model_spec)
-    return answer(function, (document, request), True)
+    # Parsed in its turn: that is work too.
+    return answer(function, (body, request), True)
 
 
 def _fill_spec(match, spec):
@@ -156,6 +163,7 @@ class RestServer:
 
     def __init__(self, answer, host, port, num_threads, max_bytes):
         self._answer = answer
+        self._max_bytes = max_bytes
         try:
             self._server = waitress.create_server(
                 self._respond,
@@ -188,6 +196,8 @@ class RestServer:
             self._step()
         server.del_channel()
         server.socket.close()  # no more connections
+        for channel in server.active_channels.values():
+            channel.readable = bool  # False: no more requests on those there are
         while time.monotonic() < self._ends and self._is_busy():
             self._step()
         server.task_dispatcher.shutdown(timeout=1)
@@ -222,7 +232,7 @@ class RestServer:
             return self._answer(function, request, lambda: not has_gone(), is_inference)
 
         try:
-            document = handle(answer, environ["REQUEST_METHOD"], path, environ["wsgi.input"].read())
+            document = handle(answer, environ["REQUEST_METHOD"], path, self._body(environ))
             return 200, "application/json", json_tensors.serialize(document)
         except RequestError as error:
             return (
@@ -234,6 +244,21 @@ class RestServer:
             # Neither its text nor the path, both of which the caller may have written, is for logs.
             log.error("a REST request failed with %s", type(error).__name__)
             return 500, "application/json", json_tensors.serialize({"error": "the embedded server failed"})
+
+    def _body(self, environ):
+        body = environ["wsgi.input"].read()
+        if environ.get("HTTP_CONTENT_ENCODING", "").lower() != "gzip":
+            return body
+        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            body = unpacking.decompress(body, self._max_bytes)
+        except zlib.error as error:
+            raise invalid_argument(f"the body is no gzip: {error}") from None
+        if not unpacking.eof:
+            raise invalid_argument(
+                f"the body is cut short, or larger than {self._max_bytes:,} bytes unpacked"
+            )
+        return body
 
     def stop(self, grace_s):
         """Take no more connections and give the requests under way `grace_s` seconds."""

@@ -1,11 +1,14 @@
 """The embedded server over REST against what the stock server answered, and what its source says of more."""
 
 import base64
+import gzip
+import http.client
 import json
 import os
 import re
 import resource
 import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -279,3 +282,29 @@ def test_a_float_is_written_with_the_digits_that_stand_for_it():
 def test_a_long_value_is_cut_in_a_message():
     shown = json_tensors.debug_string({"a": list(range(1000)), "b": 1})
     assert re.match(r'{\n    "a": \[0, 1, 2, ', shown) and 256 <= len(shown) < 270
+
+
+def test_a_body_may_be_gzip(server):
+    headers = {"Content-Encoding": "gzip"}
+    body = gzip.compress(b'{"signature_name":"twice","inputs":[1]}')
+    assert ask(server, "POST", PREDICT, body, headers)[2] == {"outputs": [2.0]}
+    for broken in (b"no gzip", body[:-9], gzip.compress(bytes(80 << 20))):
+        status, _, content = ask(server, "POST", PREDICT, broken, headers)
+        assert status == 400 and "the body is" in content["error"]
+
+
+def test_a_kept_connection_takes_no_more_requests_once_the_server_stops(tmp_path):
+    config = write_models(tmp_path)
+    with serve(model_config_file=config, port=0, rest_api_port=0) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=60)
+        connection.request("GET", TEXTS)
+        connection.getresponse().read()
+        stopping = threading.Thread(target=server.stop, args=(60,))
+        stopping.start()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            while True:
+                connection.request("GET", TEXTS)
+                connection.getresponse().read()
+        stopping.join(30)
+        assert not stopping.is_alive()
+        connection.close()

@@ -65,6 +65,7 @@ def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> P
         UserError: the run has no evaluated checkpoint, `export_dir` can't be used, the options don't fit the
             run, or TensorFlow can't write.
     """
+    folders.read_config(workdir)  # so that what is no run is called that
     step = folders.best_step(workdir)
     folders.ModelDescription.load(workdir).check_texts(workdir)
     version = next_version(export_dir)
