@@ -96,7 +96,7 @@ def test_one_string_in_place_of_a_list_is_refused():
         (
             "INVALID_ARGUMENT",
             "two\n\t lines",
-            "the request doesn't fit the model; the client's metadata() says what each signature takes "
+            "the request doesn't fit the model: other inputs, or a signature or label that it hasn't "
             "(INVALID_ARGUMENT: two lines)",
         ),
     ],
