@@ -456,8 +456,8 @@ EXPORT_OPTIONS = (
     whole_number("top_k", "also give so many of the likeliest labels with their scores"),
     yes_or_no(
         "calibrate",
-        "fit a temperature on the run's evaluation split, so that scores are as often right as they say; "
-        "measured on its test split",
+        "fit a temperature on the run's evaluation split, so that scores are as often right as they say, or "
+        "each label's threshold where texts have several; measured on its test split",
         False,
     ),
     real_number("abstain", "give no label where the calibrated score is lower, such as 0.8; calibrates too"),

@@ -3,6 +3,8 @@
     python run.py finetune --config=configs/classification.py --workdir=runs/mine \\
         --config.data.train=train.csv --config.data.text_column=body --config.data.label_column=topic
 
+Texts with several labels or none: --config.data.label_separator (docs/multi_label.md).
+
 Without --config.data.evaluation and --config.data.test a tenth each is held out of the training file by hash.
 Hardware, time and result depend on the data; configs/sentiment.py has measured ones.
 """

@@ -84,7 +84,9 @@ def evaluate_file(workdir: Path, path: str, output: Path | None = None) -> str:
     predictor = Predictor(workdir)
     predictor.description.check_texts(workdir)
     data = predictor.config.data
-    records, skipped = sources.load(path, predictor.task.columns(data), data.skip_bad_rows)
+    records, skipped = sources.load(
+        path, predictor.task.columns(data), data.skip_bad_rows, label_separator=data.label_separator
+    )
     name = path + (f", {skipped} malformed rows skipped" if skipped else "")
     return _evaluate_records(predictor, records, name, output or workdir / "evaluations" / Path(path).name)
 

@@ -13,7 +13,7 @@ Shape legend, used at line ends throughout the project:
 # Columns of a record, as files have them and as string signatures take them.
 TEXT = "text"  # string [B]
 TEXT_PAIR = "text_pair"  # string [B]
-LABEL = "label"  # string [B] in records and signatures; int32 [B] in batches
+LABEL = "label"  # string [B] in records and signatures; int32 [B] in batches, or float32 [B, C] of 0 and 1
 GROUP = "group"  # string [B]; records of one group stay in one split
 
 # What packing makes of text and the encoder takes.
@@ -49,6 +49,8 @@ SCORE = "score"  # float32 [B]; the probability of the label given
 # What else signatures give.
 NUM_TOKENS = "num_tokens"  # int32 [B]; tokens that were read, special ones included
 TRUNCATED = "truncated"  # bool [B]; whether tokens of the text were left out
+LABELS = "labels"  # string [B, C]; those that a text has, likeliest first, then ""
+NUM_LABELS = "num_labels"  # int32 [B]
 TOP_LABELS, TOP_SCORES = "top_labels", "top_scores"  # string, float32 [B, K]; best first
 ABSTAINED = "abstained"  # bool [B]; whether the label is left out, for a low score
 EMBEDDING = "embedding"  # float32 [B, H]; the pooled vector

@@ -40,6 +40,7 @@ _SHOWN = {
     "sop_loss": "SOP loss",
     "sop_accuracy": "SOP accuracy",
     "accuracy": "accuracy",
+    "exact_match": "exact match",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "mcc": "MCC",

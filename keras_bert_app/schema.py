@@ -122,6 +122,9 @@ class DataConfig:
     text_column: str = _key("text", "column of the text")
     pair_column: str | None = _key(None, "column of the second text, for pairs")
     label_column: str = _key("label", "column of the label")
+    label_separator: str | None = _key(
+        None, "between the labels of a text that has several, or none, such as |; None: one label a text"
+    )
     group_column: str | None = _key(None, "column whose equal values stay in one split")
     skip_bad_rows: bool = _key(False, "skip and count malformed rows instead of refusing the file")
 

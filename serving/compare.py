@@ -17,7 +17,9 @@ from serving.client import PredictClient
 from serving.latency import percentiles, shown
 from serving.targets import TargetError
 
-LABEL, SCORE = "label", "score"
+# The output that names what is answered, where there is one: a label, or several with "" after them.
+LABEL_OUTPUTS = ("label", "labels")
+SCORE = "score"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +75,9 @@ def difference(a, b):
 def compare(answers, tolerance=0.0):
     """The Comparison of `answers`, an iterable of (row, outputs of a, outputs of b, seconds of a, of b).
 
-    Outputs are {name: array} of one row. Where both give `label`, rows with another label are changed; else
-    those of which a number differs by more than `tolerance`, or a string at all. Raises TargetError where
-    there is nothing to compare.
+    Outputs are {name: array} of one row. Where both give `label` or `labels`, rows with other ones are
+    changed; else those of which a number differs by more than `tolerance`, or a string at all. Raises
+    TargetError where there is nothing to compare.
     """
     changes, taken, not_compared = [], {"a": [], "b": []}, set()
     confusion, largest, totals, sizes = Counter(), {}, Counter(), Counter()
@@ -98,8 +100,9 @@ def compare(answers, tolerance=0.0):
             largest[name] = max(largest.get(name, 0.0), float(values.max(initial=0.0)))
             totals[name] += float(values.sum())
             sizes[name] += values.size
-        if LABEL in common:
-            labels = _label(a), _label(b)
+        named = [name for name in LABEL_OUTPUTS if name in common]
+        if named:
+            labels = _label(a[named[0]]), _label(b[named[0]])
             confusion[labels] += 1
             is_changed = labels[0] != labels[1]
         else:
@@ -125,10 +128,12 @@ def _alike(a, b):
     return (a.dtype == object) == (b.dtype == object)
 
 
-def _label(outputs):
-    """The label of one row as text; several are one, with commas between."""
-    values = outputs[LABEL].ravel().tolist()
-    return ",".join(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
+def _label(values):
+    """The label of one row as text; several are one, in the order of the alphabet with commas between."""
+    labels = [
+        v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.ravel().tolist()
+    ]
+    return ",".join(sorted(filter(None, labels)))
 
 
 def _confidence(a, b, apart):

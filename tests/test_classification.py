@@ -80,7 +80,8 @@ def test_balanced_weights_are_scikit_learns(task):
     targets = task.targets(records(*labels), "balanced")
     expected = sklearn.utils.class_weight.compute_sample_weight("balanced", labels)
     np.testing.assert_allclose(targets[features.WEIGHT], expected, rtol=1e-6)
-    assert {name: value.dtype.name for name, value in targets.items()} == task.targets_dtypes
+    for name, spec in task.targets_specs.items():
+        assert targets[name].dtype == spec.dtype and spec.shape.is_compatible_with(targets[name].shape)
     assert targets[features.LABEL].tolist() == [1] * 5 + [0] * 2 + [2]
     assert set(task.targets(records(*labels))[features.WEIGHT]) == {1.0}
 

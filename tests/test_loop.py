@@ -26,7 +26,7 @@ class _Task:
     """The largest id against a number; its metric is what the test says."""
 
     inputs_dtypes = features.ENCODER_INPUTS
-    targets_dtypes = {"target": "float32"}
+    targets_specs = {"target": tf.TensorSpec([None], "float32")}
     selection_metrics = ("accuracy",)
 
     def __init__(self, values):

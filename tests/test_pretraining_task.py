@@ -224,7 +224,7 @@ def test_every_weight_has_a_gradient_whatever_the_objective(objective, precision
     gradients = tape.gradient(loss, [weight.value for weight in model.trainable_variables])
     assert all(gradient is not None for gradient in gradients)
     assert list(losses) == ["mlm_loss"] + [f"{objective}_loss"] * (objective != "none")
-    assert (features.NEXT_SENTENCE_LABEL in task.targets_dtypes) == (objective != "none")
+    assert (features.NEXT_SENTENCE_LABEL in task.targets_specs) == (objective != "none")
 
 
 def test_an_unknown_objective_is_refused():

@@ -30,9 +30,12 @@ TEXT_SUFFIXES = (".txt", *LABELLED_SUFFIXES)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One labelled example: feature name -> value, and where it was found ("train.csv:12", for messages)."""
+    """One labelled example: feature name -> value, and where it was found ("train.csv:12", for messages).
 
-    values: Mapping[str, str]
+    The label is a tuple of labels where a text may have several.
+    """
+
+    values: Mapping[str, str | tuple[str, ...]]
     where: str
 
 
@@ -40,6 +43,7 @@ def read_records(
     path: str | os.PathLike,
     columns: Mapping[str, str],
     skip_bad_rows: bool = False,
+    label_separator: str | None = None,
     *,
     keep: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[Record], int]:
@@ -53,10 +57,12 @@ def read_records(
         path: the file or folder.
         columns: feature name -> column name, such as {"text": "body", "label": "topic"}.
         skip_bad_rows: leave rows out that can't be used, and count them, where they would raise.
+        label_separator: what stands between the labels of a text; an empty value is a text with none. None: a
+            text has one.
         keep: column name -> values; rows with any other value there are left out, unchecked and uncounted.
 
     Returns:
-        The records in the order of the file, none of their values empty, and the number of rows skipped.
+        The records in the order of the file, no value empty but for labels, and the number of rows skipped.
 
     Raises:
         UserError: for whatever makes the file or, unless they are skipped, one of its rows unusable.
@@ -70,7 +76,7 @@ def read_records(
                 raise row
             if keep and any(row.get(column) not in allowed for column, allowed in keep.items()):
                 continue
-            values = {feature: _value(row, feature, column) for feature, column in columns.items()}
+            values = {name: _value(row, name, column, label_separator) for name, column in columns.items()}
             records.append(Record(values, where))
         except RowError as problem:
             if not skip_bad_rows:
@@ -173,7 +179,9 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _value(row: Mapping[str, Any], feature: str, column: str) -> str:
+def _value(
+    row: Mapping[str, Any], feature: str, column: str, label_separator: str | None
+) -> str | tuple[str, ...]:
     value = _cell(row, feature, column)
     where = f"{feature} (column {column!r})"
     is_text = feature in (features.TEXT, features.TEXT_PAIR)
@@ -182,11 +190,21 @@ def _value(row: Mapping[str, Any], feature: str, column: str) -> str:
     if not isinstance(value, str):
         wanted = "a string" if is_text else "a string or a whole number"
         raise RowError(f"{where} is {reprlib.repr(value)}; write {wanted}")
-    if not value.strip():
+    several = feature == features.LABEL and label_separator is not None
+    if not value.strip() and not several:
         raise RowError(f"{where} is empty; fill it in or take the row out")
     if NOT_TEXT.search(value):
         raise RowError(f"{where} has a NUL character or half a surrogate pair in it; take that out")
-    return value
+    return _labels(value, where, label_separator) if several else value
+
+
+def _labels(value: str, where: str, separator: str) -> tuple[str, ...]:
+    labels = tuple(label.strip() for label in value.split(separator)) if value.strip() else ()
+    if "" in labels:
+        raise RowError(
+            f"{where} is {value!r}, with an empty label in it; write labels with {separator} between"
+        )
+    return labels
 
 
 def _bytes(row: Mapping[str, Any], feature: str, column: str, errors: str) -> bytes:

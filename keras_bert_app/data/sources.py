@@ -170,7 +170,11 @@ def documents(path_or_name: str, cache_dir: str | os.PathLike | None = None) -> 
 
 
 def load(
-    path_or_name: str | os.PathLike, columns: Mapping[str, str], skip_bad_rows: bool = False, cache_dir=None
+    path_or_name: str | os.PathLike,
+    columns: Mapping[str, str],
+    skip_bad_rows: bool = False,
+    cache_dir=None,
+    label_separator: str | None = None,
 ) -> tuple[list[Record], int]:
     """Read the records of a path or packaged text; give them and the number of bad rows skipped.
 
@@ -178,7 +182,7 @@ def load(
         UserError: as `resolve` and `readers.read_records` do.
     """
     table = resolve(path_or_name, columns, cache_dir)
-    return read_records(table.path, table.columns, skip_bad_rows, keep=table.keep)
+    return read_records(table.path, table.columns, skip_bad_rows, label_separator, keep=table.keep)
 
 
 def _package(name: str) -> Package:

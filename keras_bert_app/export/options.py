@@ -9,7 +9,7 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """top_k, abstain: see AnswerOptions. calibrate: fit its temperature, as `abstain` does too.
+    """top_k, abstain: as AnswerOptions. calibrate: fit its temperature, as `abstain` does, or thresholds.
 
     precision: of the weights, one of PRECISIONS. max_loss: accuracy that it may cost, 0.01 being a point.
     keep: so many versions stay; None: all.
@@ -37,12 +37,17 @@ class ExportOptions:
         if self.keep is not None and self.keep < 1:
             raise UserError(f"--keep is {self.keep}; it takes at least 1, the version just written")
 
-    def check_labels(self, num_labels: int) -> None:
-        """Refuse more labels than there are.
+    def check_labels(self, num_labels: int, several: bool) -> None:
+        """Refuse more labels than there are, and to abstain where a text may have several or none.
 
         Raises:
-            UserError: `top_k` isn't from 1 to `num_labels`.
+            UserError: `top_k` isn't from 1 to `num_labels`, or `abstain` is set and `several` too.
         """
+        if several and self.abstain is not None:
+            raise UserError(
+                "--abstain is for one label a text; this run gives those over their thresholds, or none, "
+                "and --calibrate fits the thresholds"
+            )
         if self.top_k is not None and not 1 <= self.top_k <= num_labels:
             raise UserError(
                 f"--top_k is {self.top_k}; the run has {num_labels} labels, so it takes 1 to {num_labels}"

@@ -9,7 +9,13 @@ import numpy as np
 from keras_bert_app import features
 from keras_bert_app.config import TrainConfig
 from keras_bert_app.errors import UserError
-from keras_bert_app.export.calibration import abstention, calibration, fit_temperature
+from keras_bert_app.export.calibration import (
+    abstention,
+    calibration,
+    fit_temperature,
+    fit_thresholds,
+    thresholding,
+)
 from keras_bert_app.export.options import ExportOptions
 from keras_bert_app.tasks.answers import AnswerOptions
 from keras_bert_app.text.packing import TextPacker
@@ -35,14 +41,10 @@ class Prepared(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """Logits float [N, C] and labels int [N] of a split."""
+    """Logits float [N, C] and labels of a split, int [N], or [N, C] of 0 and 1."""
 
     logits: np.ndarray
-    label_ids: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        return float(np.mean(self.logits.argmax(axis=-1) == self.label_ids))
+    labels: np.ndarray
 
 
 def prepare(workdir: Path, options: ExportOptions) -> Prepared:
@@ -54,7 +56,8 @@ def prepare(workdir: Path, options: ExportOptions) -> Prepared:
     """
     config = folders.read_config(workdir)
     description, reference = folders.load_best_model(workdir, folders.inference_precision(config))
-    options.check_labels(len(description.task.labels))
+    task = description.task
+    options.check_labels(len(task.labels), task.several)
     packer = description.packer()
     answers, figures = AnswerOptions(top_k=options.top_k, abstain=options.abstain), {}
     if not options.measured:
@@ -66,15 +69,21 @@ def prepare(workdir: Path, options: ExportOptions) -> Prepared:
         )
     parts = finetuning.load_splits(config)
     model = with_precision(workdir, reference, options.precision)
-    evaluation = _ask(description.task, packer, model, parts.evaluation)
+    evaluation = _ask(task, packer, model, parts.evaluation)
     if model is not reference:
-        unchanged = _ask(description.task, packer, reference, parts.evaluation).accuracy
-        figures["precision"] = _checked_precision(options, evaluation, unchanged)
+        unchanged = _ask(task, packer, reference, parts.evaluation)
+        figures["precision"] = _checked_precision(task, options, evaluation, unchanged)
     if options.calibrate or options.abstain is not None:
-        temperature = fit_temperature(*evaluation)
-        answers = AnswerOptions(temperature, options.top_k, options.abstain)
-        test = _ask(description.task, packer, model, parts.test) if parts.test else None
-        figures |= _calibration_figures(answers, evaluation, test)
+        test = _ask(task, packer, model, parts.test) if parts.test else None
+        if task.several:
+            answers = AnswerOptions(
+                top_k=options.top_k,
+                thresholds=fit_thresholds(task.probabilities(evaluation.logits), evaluation.labels),
+            )
+            figures |= _threshold_figures(task, answers, evaluation, test)
+        else:
+            answers = AnswerOptions(fit_temperature(*evaluation), options.top_k, options.abstain)
+            figures |= _calibration_figures(answers, evaluation, test)
     for name, values in figures.items():
         say(f"{name}: {values}")
     return Prepared(description, packer, model, answers, figures)
@@ -116,18 +125,24 @@ def _ask(task, packer, model, records) -> _Split:
     return _Split(np.asarray(logits, "float64"), examples.targets[features.LABEL])
 
 
-def _checked_precision(options: ExportOptions, evaluation: _Split, unchanged: float) -> dict[str, Any]:
-    loss = unchanged - evaluation.accuracy
-    if loss > options.max_loss:
+def _checked_precision(
+    task: Any, options: ExportOptions, evaluation: _Split, unchanged: _Split
+) -> dict[str, Any]:
+    name = task.selection_metrics[0]
+    exact, found = (
+        task.metrics({features.LOGITS: split.logits}, {features.LABEL: split.labels})[name]
+        for split in (unchanged, evaluation)
+    )
+    if exact - found > options.max_loss:
         raise UserError(
-            f"--precision={options.precision} loses {loss:.4f} of accuracy on the run's evaluation split "
-            f"({unchanged:.4f} to {evaluation.accuracy:.4f}), more than --max_loss={options.max_loss:g}; "
+            f"--precision={options.precision} loses {exact - found:.4f} of {name} on the run's evaluation "
+            f"split ({exact:.4f} to {found:.4f}), more than --max_loss={options.max_loss:g}; "
             "take another precision, or allow more"
         )
     return {
-        "num_examples": len(evaluation.label_ids),
-        "float32_accuracy": unchanged,
-        "accuracy": evaluation.accuracy,
+        "num_examples": len(evaluation.labels),
+        f"float32_{name}": exact,
+        name: found,
         "max_loss": options.max_loss,
     }
 
@@ -137,7 +152,7 @@ def _calibration_figures(answers: AnswerOptions, evaluation: _Split, test: _Spli
     figures = {
         "calibration": {
             "temperature": temperature,
-            "fitted_on": len(evaluation.label_ids),
+            "fitted_on": len(evaluation.labels),
             "test_before": calibration(*test) if test else None,
             "test_after": calibration(*test, temperature) if test else None,
         }
@@ -146,3 +161,21 @@ def _calibration_figures(answers: AnswerOptions, evaluation: _Split, test: _Spli
         measured = abstention(*test, temperature, answers.abstain) if test else None
         figures["abstention"] = {"below": answers.abstain, "test": measured}
     return figures
+
+
+def _threshold_figures(
+    task: Any, answers: AnswerOptions, evaluation: _Split, test: _Split | None
+) -> dict[str, Any]:
+    def measured(*thresholds):
+        if test is None:
+            return None
+        return thresholding(task.probabilities(test.logits), test.labels, task.labels, *thresholds)
+
+    return {
+        "thresholds": {
+            "thresholds": dict(zip(task.labels, answers.thresholds, strict=True)),
+            "fitted_on": len(evaluation.labels),
+            "test_before": measured(),
+            "test_after": measured(answers.thresholds),
+        }
+    }

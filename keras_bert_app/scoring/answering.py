@@ -102,4 +102,6 @@ def _load_packer(folder: Path) -> TextPacker:
 
 def _plain(value: Any) -> Any:
     """A NumPy value as JSON has it; bytes are UTF-8."""
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value.tolist()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else np.asarray(value).tolist()

@@ -60,20 +60,71 @@ def classification_metrics(
         "micro_f1": float(f1_score(label_ids, predicted_ids, average="micro")),
         "mcc": float(matthews_corrcoef(label_ids, predicted_ids)) if several else 0.0,
         "expected_calibration_error": expected_calibration_error(bins),
-        "per_class": [
-            {
-                "label": str(label),
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-                "predicted": int(predicted[i]),
-            }
-            for i, label in enumerate(labels)
-        ],
+        "per_class": _per_class(labels, precision, recall, f1, support, predicted),
         "confusion_matrix": matrix.tolist(),
         "calibration_bins": bins,
     }
+
+
+def multi_label_metrics(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    thresholds: float | Sequence[float] = 0.5,
+) -> dict[str, Any]:
+    """Everything the report says about a classifier whose texts have several labels or none.
+
+    A ratio with nothing to count is 0, and the macro F1 is over labels that some text has or is given, as in
+    `classification_metrics`.
+
+    Args:
+        targets: [N, C], 1 where the text has the label, else 0.
+        probabilities: float [N, C], each of its own.
+        labels: the C names.
+        thresholds: a text is given the labels that are at least so probable; one for all, or C.
+
+    Returns:
+        `num_examples`; `loss`, the mean negative log-likelihood of a label's presence or absence in nats;
+        `exact_match`, the share of texts that are given all their labels and no others; `micro_f1`,
+        `macro_f1`; `per_class`, as in `classification_metrics`.
+
+    Raises:
+        ValueError: no examples, or shapes that don't fit.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
+
+    targets, probabilities = np.asarray(targets).astype(np.int64), np.asarray(probabilities, np.float64)
+    if not targets.size or targets.shape != probabilities.shape or targets.shape[1:] != (len(labels),):
+        shapes = f"targets: {list(targets.shape)}, probabilities: {list(probabilities.shape)}"
+        raise ValueError(f"{shapes}, expected [N, C] = [N, {len(labels)}] with N > 0")
+    given = (probabilities >= thresholds).astype(np.int64)  # [N, C]
+    # With one more column, of a label that is never there: one alone scikit-learn takes for two classes.
+    both = [np.pad(sets, ((0, 0), (0, 1))) for sets in (targets, given)]
+    precision, recall, f1, support = precision_recall_fscore_support(*both, zero_division=0.0)
+    predicted = given.sum(axis=0)
+    seen = (targets.sum(axis=0) > 0) | (predicted > 0)
+    return {
+        "num_examples": len(targets),
+        "loss": float(log_loss(targets.ravel(), probabilities.ravel(), labels=[0, 1])),
+        "exact_match": float(accuracy_score(*both)),
+        "micro_f1": float(f1_score(*both, average="micro", zero_division=0.0)),
+        "macro_f1": float(f1[: len(labels)][seen].mean()) if seen.any() else 0.0,
+        "per_class": _per_class(labels, precision, recall, f1, support, predicted),
+    }
+
+
+def _per_class(labels, precision, recall, f1, support, predicted) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": str(label),
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "support": int(support[i]),
+            "predicted": int(predicted[i]),
+        }
+        for i, label in enumerate(labels)
+    ]
 
 
 def _checked(label_ids: Any, probabilities: Any, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,6 +225,43 @@ def worst_mistakes(
             "predicted": str(labels[predicted_ids[i]]),
             "label_probability": float(probabilities[i, label_ids[i]]),
             "predicted_probability": float(probabilities[i, predicted_ids[i]]),
+        }
+        for i in surest_first[:count]
+    ]
+
+
+def worst_sets(
+    texts: Sequence[str],
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    count: int = 20,
+) -> list[dict[str, Any]]:
+    """As `worst_mistakes`, of texts that have several labels or none: targets [N, C] of 0 and 1.
+
+    `label` and `predicted` are sets of labels with commas between, – for none. Their probabilities are those
+    of the whole sets, as if each label were there or not whatever the others.
+    """
+    targets, probabilities = np.asarray(targets) > 0, np.asarray(probabilities, np.float64)
+    given = probabilities >= 0.5
+
+    def chance(sets):
+        return np.where(sets, probabilities, 1 - probabilities).prod(axis=1)
+
+    def shown(row):
+        return ", ".join(str(label) for label, there in zip(labels, row, strict=True) if there) or "–"
+
+    of_given, of_targets = chance(given), chance(targets)
+    wrong = np.flatnonzero((given != targets).any(axis=1))
+    surest_first = wrong[np.argsort(-of_given[wrong], kind="stable")]
+    return [
+        {
+            "index": int(i),
+            "text": shortened(texts[i], MAX_MISTAKE_CHARACTERS),
+            "label": shown(targets[i]),
+            "predicted": shown(given[i]),
+            "label_probability": float(of_targets[i]),
+            "predicted_probability": float(of_given[i]),
         }
         for i in surest_first[:count]
     ]

@@ -63,8 +63,8 @@ class PretrainingTask:
         self.packed = packed
         self.masked_activation, self.masked_epsilon = masked_activation, masked_epsilon
         self.inputs_dtypes = features.ENCODER_INPUTS | ({features.SEQUENCE_IDS: "int32"} if packed else {})
-        pair_dtypes = {features.NEXT_SENTENCE_LABEL: "int32"} if self.pairs else {}
-        self.targets_dtypes = pair_dtypes | {features.WEIGHT: "float32"}
+        pair_specs = {features.NEXT_SENTENCE_LABEL: tf.TensorSpec([None], "int32")} if self.pairs else {}
+        self.targets_specs = pair_specs | {features.WEIGHT: tf.TensorSpec([None], "float32")}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""

@@ -70,7 +70,9 @@ def load_splits(config: Config) -> Splits:
     columns = TASKS[config.task.name].columns(data)
 
     def read(path):
-        records, skipped = sources.load(path, columns, data.skip_bad_rows)
+        records, skipped = sources.load(
+            path, columns, data.skip_bad_rows, label_separator=data.label_separator
+        )
         if skipped:
             say(f"{path}: skipped {skipped} malformed rows")
         return records

@@ -21,6 +21,7 @@ from keras_bert_app.errors import UserError
 from keras_bert_app.files import atomic_directory, is_taken
 from keras_bert_app.model.networks import Network
 from keras_bert_app.tasks import BareNetwork, ClassificationTask, PretrainingTask
+from keras_bert_app.tasks.classification import ONE_LABEL, SEVERAL_LABELS
 from keras_bert_app.training import checkpoints, initial
 from keras_bert_app.training import workdir as folders
 from keras_bert_app.training.plan import State
@@ -97,12 +98,13 @@ def task_of(network: Network, pairs: bool = False):
     Raises:
         UserError: pairs, of what isn't a classifier of texts.
     """
-    one_label = network.problem_type in (None, "single_label_classification") and len(network.labels) > 1
-    if network.kind == "sequence_classification" and one_label:
+    problem_type = network.problem_type or ONE_LABEL
+    gives_labels = problem_type == SEVERAL_LABELS or (problem_type == ONE_LABEL and len(network.labels) > 1)
+    if network.kind == "sequence_classification" and gives_labels:
         texts = (features.TEXT, *([features.TEXT_PAIR] if pairs else []))
-        return ClassificationTask(network.labels, texts, network.head_dropout)
+        return ClassificationTask(network.labels, texts, network.head_dropout, problem_type)
     if pairs:
-        raise UserError(f"--pairs is for a classifier with one label a text; this is {network.kind}")
+        raise UserError(f"--pairs is for a classifier that gives labels to texts; this is {network.kind}")
     if network.kind in ("pretraining", "masked_lm"):
         objective = "nsp" if network.kind == "pretraining" else "none"
         head = {"masked_activation": network.masked_activation, "masked_epsilon": network.masked_epsilon}
@@ -141,6 +143,8 @@ def _write(folder, source, pretrained, description, fresh) -> None:
         values.prepare.objective = task.pair_objective
     if features.TEXT_PAIR in task.text_inputs:
         values.data.pair_column = features.TEXT_PAIR
+    if isinstance(task, ClassificationTask) and task.several:
+        values.data.label_separator = "|"
     config = configuration.freeze(values)
     folders.write_json(
         folder / "config.json",

@@ -177,7 +177,7 @@ def make_predict_step(
 def batch_spec(task: Any) -> dict[str, tf.TensorSpec]:
     """The specs of the tensors in a batch of this task."""
     inputs = {name: tf.TensorSpec([None, None], dtype) for name, dtype in task.inputs_dtypes.items()}
-    return inputs | {name: tf.TensorSpec([None], dtype) for name, dtype in task.targets_dtypes.items()}
+    return inputs | task.targets_specs
 
 
 def inputs_of(model: keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
