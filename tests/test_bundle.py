@@ -191,6 +191,7 @@ def test_the_bundle_says_what_it_is_and_where_it_comes_from(tiny_bundle, tiny_ru
         "labels": ["gut", "übel"],
         "text_inputs": ["text"],
         "head_dropout": None,
+        "problem_type": "single_label_classification",
     }
     description = folders.ModelDescription.load(tiny_run)
     assert content["tokenizer"]["vocabulary_sha256"] == description.vocabulary.sha256

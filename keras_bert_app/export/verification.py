@@ -125,7 +125,7 @@ def statement(path: Path) -> dict[str, Any]:
         UserError: it doesn't, in another format, or not enough.
     """
     file = path / bundle.EXTRA / bundle.BUNDLE_FILE
-    content = read_json(file, f"{path} is no bundle that run.py export wrote, or an older one; export it again")
+    content = read_json(file, f"{path} is no bundle of run.py export, or an older one; export it again")
     if content.get("format_version") != bundle.FORMAT_VERSION:
         raise UserError(
             f"{path} has format {content.get('format_version')!r}, this version knows "
