@@ -26,10 +26,13 @@ import grpc
 import numpy as np
 from absl import app, flags
 
+from serving import messages
 from serving.client import PredictClient
 
 EXPORT_DIR = flags.DEFINE_string("export_dir", None, "folder of a bundle's versions", required=True)
 PART = flags.DEFINE_list("part", ["overhead", "overload", "memory"], "what to measure")
+SERVER_FLAGS = flags.DEFINE_list("server_flags", [], "of the server in the overload part")
+TEXTS_PER_REQUEST = flags.DEFINE_integer("texts_per_request", 1, "of the overload part")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "of each measurement of a part")
 REQUESTS = flags.DEFINE_integer("requests", 100_000, "of the memory part, after the first 10,000")
 SECONDS = flags.DEFINE_float("seconds", 15, "of each load of the overload part")
@@ -54,6 +57,8 @@ def running_server(*options):
 
 def overhead():
     """p50 in milliseconds of one text by gRPC, and by the signature in this process; a row a round."""
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
     from serving.servable import Servable, tf
 
     folder = max(
@@ -68,13 +73,21 @@ def overhead():
         servable.run({name: (tf.string, np.array([text.encode()], object))}, fetches)
 
     rows = []
-    with running_server() as (address, _), PredictClient(address, "m") as client:
+    with running_server() as (address, _), grpc.insecure_channel(address) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+        def by_grpc(text):
+            request = predict_pb2.PredictRequest(model_spec={"name": "m"})
+            request.inputs["text"].CopyFrom(tf.make_tensor_proto([text]))
+            return stub.Predict(request, timeout=60)
+
         for _ in range(ROUNDS.value):
-            rows.append([p50(in_process), p50(lambda text: client.predict([text], timeout=60))])
+            rows.append([p50(in_process), p50(by_grpc)])
     return {
         "in process, p50 ms": spread([row[0] for row in rows]),
         "gRPC, p50 ms": spread([row[1] for row in rows]),
         "difference, ms": spread([row[1] - row[0] for row in rows]),
+        "ratio": spread([row[1] / row[0] for row in rows]),
     }
 
 
@@ -92,11 +105,13 @@ def overload():
     """Peak throughput, and what is answered, refused and how late at twice of it; a row a round."""
     rows = []
     for _ in range(ROUNDS.value):
-        with running_server("--enable_batching") as (address, _):
-            request = prepared_request(address)
+        with running_server(*SERVER_FLAGS.value) as (address, _):
+            request = prepared_requests()
             asyncio.run(closed_loop(address, request, 3))
-            peak = asyncio.run(closed_loop(address, request, SECONDS.value))
-            rows.append([peak, *asyncio.run(open_loop(address, request, 2 * peak, SECONDS.value))])
+            peak, asking = with_cores(closed_loop(address, request, SECONDS.value))
+            answers, sending = with_cores(open_loop(address, request, 2 * peak, SECONDS.value))
+            left = (os.cpu_count() - asking) / (os.cpu_count() - sending)
+            rows.append([peak, *answers, sending, answers[0] / peak, answers[0] / peak * left])
     names = (
         "peak, answers/s",
         "answers/s at twice the peak",
@@ -105,17 +120,24 @@ def overload():
         "p99 of answers, ms",
         "p99 of refusals, ms",
         "late by at most, ms",
+        "cores that sending takes",
+        "kept",
+        "kept, of the cores that sending leaves",
     )
-    columns = dict(zip(names, map(spread, zip(*rows, strict=True)), strict=True))
-    return columns | {"kept": spread([row[1] / row[0] for row in rows])}
+    return dict(zip(names, map(spread, zip(*rows, strict=True)), strict=True))
 
 
-def prepared_request(address):
-    """The bytes of a Predict request of one text, in turns one of TEXTS."""
-    from serving import messages
+def with_cores(load):
+    """What a coroutine gives, and the cores that this process was busy on meanwhile."""
+    started, cpu = time.monotonic(), time.process_time()
+    found = asyncio.run(load)
+    return found, (time.process_time() - cpu) / (time.monotonic() - started)
 
-    spec = messages.model_spec("m")
-    return [messages.predict_request(spec, {"text": [text]}).SerializeToString() for text in TEXTS]
+
+def prepared_requests():
+    """The bytes of a Predict request for each of TEXTS."""
+    spec, count = messages.model_spec("m"), TEXTS_PER_REQUEST.value
+    return [messages.predict_request(spec, {"text": [text] * count}).SerializeToString() for text in TEXTS]
 
 
 def connections(address, count):
@@ -151,8 +173,9 @@ async def open_loop(address, requests, rate, seconds):
     """Answers and refusals a second, failures, and p99 of both in ms, where `rate` are sent a second."""
     answered, refused, failures, late = [], [], 0, 0.0
 
-    async def ask(call, request, due):
+    async def ask(call, request):
         nonlocal failures
+        due = time.monotonic()
         try:
             await call(request, timeout=60)
             answered.append(time.monotonic() - due)
@@ -170,7 +193,7 @@ async def open_loop(address, requests, rate, seconds):
         if (wait := due - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         late = max(late, time.monotonic() - due)
-        tasks.append(asyncio.create_task(ask(calls[number % 32], requests[number % len(requests)], due)))
+        tasks.append(asyncio.create_task(ask(calls[number % 32], requests[number % len(requests)])))
     await asyncio.gather(*tasks)
     took = time.monotonic() - started
     for channel in channels:
