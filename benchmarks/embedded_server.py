@@ -159,7 +159,7 @@ async def closed_loop(address, requests, seconds):
         call, count = channel.unary_unary(METHOD), 0
         while time.monotonic() < ends:
             await call(requests[count % len(requests)])
-            count += 1
+            count += time.monotonic() < ends
         counts.append(count)
 
     channels = connections(address, 32)
