@@ -330,6 +330,8 @@ def compare():
     for those that name none. Where the signature gives a label, that counts; else numbers further apart than
     --tolerance do. Exit codes: 0 compared, 1 more than --max_disagreement differ, 2 a mistake.
     """
+    from tqdm import tqdm
+
     from keras_bert_app.files import atomic_file
     from serving import compare as comparing
 
@@ -339,8 +341,8 @@ def compare():
             raise UserError(
                 f"a takes {', '.join(names)}, b takes {', '.join(others)}; they can't be compared"
             )
-        answers = comparing.ask(a, b, _signature(), names, _texts_for(names), _tls())
-        found = comparing.compare(answers, FLAGS.tolerance)
+        texts = tqdm(_texts_for(names), "compare", unit=" texts", disable=None)
+        found = comparing.compare(comparing.ask(a, b, _signature(), names, texts, _tls()), FLAGS.tolerance)
     if FLAGS.output:
         with atomic_file(FLAGS.output) as path:
             path.write_text(comparing.as_lines(found.changes), encoding="utf-8")

@@ -53,31 +53,12 @@ class ModelServer:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         model_config = _model_config(options)
         for entry in config.entries(model_config).values():
-            config.wanted_versions(entry)
+            config.wanted_versions(entry)  # what is wrong with folders is said before TensorFlow is imported
         channel_arguments = options.channel_arguments()
-        from serving import batching, models, rest, servable, service, warmup
+        from serving import models, rest, service
 
-        parameters = None
-        if options.batching_parameters_file:
-            parameters = batching.read_parameters(options.batching_parameters_file)
-
-        def load(name, version, path):
-            chosen = None
-            if options.enable_batching:
-                chosen = parameters or batching.Parameters()
-                own = os.path.join(path, batching.FILE)
-                if options.enable_per_model_batching_parameters and os.path.exists(own):
-                    chosen = batching.read_parameters(own)
-            loaded = servable.Servable(name, version, path, chosen)
-            try:
-                if options.enable_model_warmup:
-                    warmup.warm_up(loaded, path)
-            except Exception:
-                loaded.close()
-                raise
-            return loaded
-
-        self.store = models.ModelStore(load)
+        self._options = options
+        self.store = models.ModelStore(_loader(options))
         max_running = None if options.enable_batching else 2 * (os.cpu_count() or 1)
         self._service = service.Service(self.store, options.grpc_max_threads, max_running)
         self._stopped = threading.Event()
@@ -108,7 +89,6 @@ class ModelServer:
         ):
             if period:
                 threading.Thread(target=self._repeat, args=(period, function), daemon=True).start()
-        self._options = options
 
     def _repeat(self, period_s, function):
         while not self._stopped.wait(period_s):
@@ -136,6 +116,31 @@ class ModelServer:
 
     def __exit__(self, *exception):
         self.stop()
+
+
+def _loader(options):
+    """The function with which a ModelStore loads a version, batched and warmed up as the options say."""
+    from serving import batching, servable, warmup
+
+    parameters = batching.Parameters()
+    if options.batching_parameters_file:
+        parameters = batching.read_parameters(options.batching_parameters_file)
+
+    def load(name, version, path):
+        chosen = parameters if options.enable_batching else None
+        own = os.path.join(path, batching.FILE)
+        if chosen and options.enable_per_model_batching_parameters and os.path.exists(own):
+            chosen = batching.read_parameters(own)
+        loaded = servable.Servable(name, version, path, chosen)
+        try:
+            if options.enable_model_warmup:
+                warmup.warm_up(loaded, path)
+        except Exception:
+            loaded.close()
+            raise
+        return loaded
+
+    return load
 
 
 def _model_config(options):

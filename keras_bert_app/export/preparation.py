@@ -121,7 +121,7 @@ def _ask(task, packer, model, records) -> _Split:
     examples = finetuning.make_examples(packer, task, records)
     strategy = make_strategy(TrainConfig())
     step = make_predict_step(strategy, model, task)
-    logits = predict_examples(strategy, step, examples)[features.LOGITS]
+    logits = predict_examples(strategy, step, examples, "export")[features.LOGITS]
     return _Split(np.asarray(logits, "float64"), examples.targets[features.LABEL])
 
 

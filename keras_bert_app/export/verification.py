@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import batching, bundle, c_api, contents, operations, saved_model, warmup
+from keras_bert_app.training.progress import say
 from keras_bert_app.training.workdir import read_json
 
 TOLERANCE = 1e-5
@@ -82,6 +83,7 @@ def replay(path: Path) -> list[Row]:
         copy = Path(elsewhere) / "moved" / path.name
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(bundle.EXTRA))
         for runtime, script in _RUNTIMES.items():
+            say(f"verify: asking the copy through {runtime}")
             # What the stock server runs is the C API's session.
             warming = warm_up if script == "c_api.py" else []
             answers = ask(f"{path}: {runtime}", script, copy, [*requests, *warming])
