@@ -12,9 +12,8 @@ import transformers
 from keras_bert_app import features
 from keras_bert_app.config import EncoderConfig, complete_encoder, to_dict
 from keras_bert_app.convert import huggingface, pretrained
-from keras_bert_app.model import BertEmbeddings, BertEncoder, SelfAttention, TransformerBlock
+from keras_bert_app.model import BertEmbeddings, BertEncoder, SelfAttention, TransformerBlock, portable
 from keras_bert_app.model.embeddings import sinusoidal_positions
-from keras_bert_app.model.encoder import within_texts
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer
 
@@ -384,9 +383,8 @@ def test_an_impossible_setting_is_refused_by_name(make, message):
 
 def test_positions_start_anew_at_each_text():
     numbers = np.array([[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 2, 2, 2, 2, 2, 2]], "int32")
-    seen, positions = (keras.ops.convert_to_numpy(value) for value in within_texts(numbers))
-    assert positions.tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3, 4, 5]]
-    assert np.array_equal(seen, numbers[:, :, None] == numbers[:, None, :])
+    positions = portable.lay_out(1, numbers > 0, numbers).positions
+    assert positions.numpy().tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"position_offset": 2}, {"position_type": "sinusoidal"}])

@@ -1,35 +1,22 @@
 """Attention and the Transformer block of BERT (Devlin et al. 2019). Shapes: see features.py."""
 
 import keras
-from keras import ops
 
+from keras_bert_app.model.arithmetic import dense, normalize
 from keras_bert_app.model.embeddings import PACKAGE
-
-# transformers' names for the feed-forward activations; its "gelu" is the exact one (erf).
-ACTIVATIONS = {
-    "gelu": lambda x: ops.gelu(x, approximate=False),
-    "gelu_new": lambda x: ops.gelu(x, approximate=True),
-    "relu": ops.relu,
-}
-
-# Added to the attention scores of padding: exp() of it is exactly 0 in every float type in use.
-_MASKED = -1e9
+from keras_bert_app.model.portable import ACTIVATIONS, Rows, at_least_float32
 
 
-def dense(units, initializer_range, policy, name):
+def make_dense(units, initializer_range, policy, name):
     """A dense layer as BERT initialises it."""
     initializer = keras.initializers.TruncatedNormal(stddev=initializer_range)
     return keras.layers.Dense(units, kernel_initializer=initializer, dtype=policy, name=name)
 
 
-def at_least_float32(dtype):
-    """The dtype for what half precision is too coarse for: float64 if that is it, else float32."""
-    # Keras' result_type makes float64 float32 on JAX, even where JAX has it.
-    return "float64" if dtype == "float64" else "float32"
-
-
 class _AttentionLayer(keras.layers.Layer):
     """x [B, S, H] -> [B, S, H], with attention weights [B, N, S, S] where they are asked for.
+
+    Where a `layout` is given (see portable.py), it has the mask, and x lies as it says.
 
     Shapes and dtypes are said outright: tracing `call` takes long, and JAX can't slice by an unknown length.
     """
@@ -46,7 +33,7 @@ class _AttentionLayer(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def compute_output_spec(self, x, mask=None, training=None, return_attention_weights=False):
+    def compute_output_spec(self, x, mask=None, layout=None, training=None, return_attention_weights=False):
         output = keras.KerasTensor(x.shape, self.compute_dtype)
         if not return_attention_weights:
             return output
@@ -72,7 +59,7 @@ class SelfAttention(_AttentionLayer):
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.query, self.key, self.value, self.output_dense = (
-            dense(hidden_dim, initializer_range, self.dtype_policy, name)
+            make_dense(hidden_dim, initializer_range, self.dtype_policy, name)
             for name in ("query", "key", "value", "output")
         )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
@@ -81,28 +68,15 @@ class SelfAttention(_AttentionLayer):
         for layer in (self.query, self.key, self.value, self.output_dense):
             layer.build(input_shape)
 
-    def call(self, x, mask=None, training=None, return_attention_weights=False):
-        head_dim = self.hidden_dim // self.num_heads
-        query = self._split(self.query(x) * head_dim**-0.5)  # [B, N, S, D]
-        key, value = self._split(self.key(x)), self._split(self.value(x))  # [B, N, S, D]
-        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # [B, N, S, S]
-        # Half-precision sums over S are too coarse for a softmax.
-        scores = ops.cast(scores, at_least_float32(self.compute_dtype))
-        if mask is not None:
-            bias = (1.0 - ops.cast(mask, scores.dtype)) * _MASKED
-            scores = scores + (bias[:, None, None, :] if len(mask.shape) == 2 else bias[:, None])
-        weights = ops.softmax(scores)  # [B, N, S, S]
-        dropped = self.dropout_layer(ops.cast(weights, self.compute_dtype), training=training)
-        context = ops.transpose(ops.matmul(dropped, value), (0, 2, 1, 3))  # [B, S, N, D]
-        batch, length = ops.shape(x)[:2]
-        output = self.output_dense(ops.reshape(context, (batch, length, self.hidden_dim)))  # [B, S, H]
-        return (output, weights) if return_attention_weights else output
+    def call(self, x, mask=None, layout=None, training=None, return_attention_weights=False):
+        layout = layout or Rows(self.num_heads, mask)
 
-    def _split(self, x):
-        """[B, S, H] -> [B, N, S, D]"""
-        batch, length = ops.shape(x)[:2]
-        x = ops.reshape(x, (batch, length, self.num_heads, self.hidden_dim // self.num_heads))
-        return ops.transpose(x, (0, 2, 1, 3))
+        def dropout(weights):
+            return self.dropout_layer(weights, training=training)
+
+        context, weights = layout.attend(dense(x, (self.query, self.key, self.value)), dropout)
+        output = dense(context, (self.output_dense,))  # [B, S, H]
+        return (output, weights) if return_attention_weights else output
 
     def get_config(self):
         return super().get_config() | {
@@ -151,8 +125,8 @@ class TransformerBlock(_AttentionLayer):
         self.attention_norm = keras.layers.LayerNormalization(
             epsilon=epsilon, dtype=policy, name="attention_norm"
         )
-        self.intermediate = dense(intermediate_dim, initializer_range, policy, "intermediate")
-        self.output_dense = dense(hidden_dim, initializer_range, policy, "output")
+        self.intermediate = make_dense(intermediate_dim, initializer_range, policy, "intermediate")
+        self.output_dense = make_dense(hidden_dim, initializer_range, policy, "output")
         self.output_norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="output_norm")
         self.attention_output_dropout = keras.layers.Dropout(
             dropout, dtype=policy, name="attention_output_dropout"
@@ -164,12 +138,15 @@ class TransformerBlock(_AttentionLayer):
             layer.build(input_shape)
         self.output_dense.build((*input_shape[:-1], self.intermediate_dim))
 
-    def call(self, x, mask=None, training=None, return_attention_weights=False):
-        attended, weights = self.attention(x, mask=mask, training=training, return_attention_weights=True)
-        x = self.attention_norm(x + self.attention_output_dropout(attended, training=training))  # [B, S, H]
-        inner = ACTIVATIONS[self.activation](self.intermediate(x))  # [B, S, F]
-        inner = self.output_dropout(self.output_dense(inner), training=training)
-        x = self.output_norm(x + inner)  # [B, S, H]
+    def call(self, x, mask=None, layout=None, training=None, return_attention_weights=False):
+        attended, weights = self.attention(
+            x, mask=mask, layout=layout, training=training, return_attention_weights=True
+        )
+        attended = self.attention_output_dropout(attended, training=training)
+        x = normalize(self.attention_norm, x + attended)  # [B, S, H]
+        inner = dense(x, (self.intermediate,), ACTIVATIONS[self.activation])  # [B, S, F]
+        inner = self.output_dropout(dense(inner, (self.output_dense,)), training=training)
+        x = normalize(self.output_norm, x + inner)  # [B, S, H]
         return (x, weights) if return_attention_weights else x
 
     def get_config(self):

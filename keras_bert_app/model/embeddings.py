@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bert_app.model.arithmetic import dense, normalize
+
 # Under this name Keras files know the layers.
 PACKAGE = "keras_bert_app"
 
@@ -14,7 +16,7 @@ class BertEmbeddings(keras.layers.Layer):
 
     Inputs: token_ids and segment_ids, int [B, S], and positions, int [B, S], where they aren't 0, 1, 2, ...
     mask, bool [B, S], True for a token, isn't used here; the layers that take the output see it as Keras'
-    mask. Output: [B, S, H].
+    mask. Output: [B, S, H]. With positions the inputs may be [T], and the output is [T, H].
 
     Args:
         num_segments: 0: there are none, as in DistilBERT; 1: it is every token's, whatever its id.
@@ -102,8 +104,8 @@ class BertEmbeddings(keras.layers.Layer):
         x = self.token(token_ids) + position  # [B, S, E]
         if self.num_segments:
             x = x + self.segment(segment_ids if self.num_segments > 1 else ops.zeros_like(segment_ids))
-        x = self.dropout_layer(self.norm(x), training=training)  # [B, S, E]
-        return self.projection(x) if self._is_projected else x  # [B, S, H]
+        x = self.dropout_layer(normalize(self.norm, x), training=training)  # [B, S, E]
+        return dense(x, (self.projection,)) if self._is_projected else x  # [B, S, H]
 
     def compute_output_shape(self, token_ids_shape, segment_ids_shape=None, positions_shape=None):
         return (*token_ids_shape, self.hidden_dim)

@@ -4,8 +4,10 @@ import keras
 from keras import ops
 
 from keras_bert_app import features
-from keras_bert_app.model.attention import ACTIVATIONS, TransformerBlock, at_least_float32, dense
+from keras_bert_app.model.arithmetic import dense, lay_out
+from keras_bert_app.model.attention import TransformerBlock, make_dense
 from keras_bert_app.model.embeddings import PACKAGE, BertEmbeddings
+from keras_bert_app.model.portable import ACTIVATIONS, at_least_float32
 
 POOLER_ACTIVATIONS = ACTIVATIONS | {"tanh": ops.tanh}
 
@@ -20,9 +22,9 @@ class BertEncoder(keras.layers.Layer):
     Input: a dict of `token_ids` int [B, S], `segment_ids` int [B, S], `padding_mask` bool [B, S], and where
     rows hold several texts `sequence_ids` int [B, S], the number of the text that a token is of, 0 for
     padding: each text then sees itself alone, and its positions start at 0.
-    Output: a dict of `sequence` [B, S, H] and `pooled` [B, H]; with `return_all` also `hidden_states`, the
-    L + 1 states [B, S, H] from the embeddings on, and `attention_weights`, L times [B, N, S, S]; with
-    `return_token_embeddings` also `token_embeddings` [V, E], for a decoder tied to them.
+    Output: a dict of `sequence` [B, S, H], 0 for padding, and `pooled` [B, H]; with `return_all` also
+    `hidden_states`, the L + 1 states [B, S, H] from the embeddings on, and `attention_weights`, L times
+    [B, N, S, S]; with `return_token_embeddings` also `token_embeddings` [V, E], for a decoder tied to them.
 
     Args:
         pooling: "first" passes the first token through a dense layer, as the paper; "mean" and "max" pool
@@ -60,6 +62,7 @@ class BertEncoder(keras.layers.Layer):
             known = ", ".join(POOLER_ACTIVATIONS)
             raise ValueError(f"pooler_activation is {pooler_activation!r}; it takes one of {known}")
         self.pooling = pooling
+        self.num_heads = num_heads
         self.hidden_dim = hidden_dim
         self._own_config = {
             "vocabulary_size": vocabulary_size,
@@ -112,7 +115,7 @@ class BertEncoder(keras.layers.Layer):
         ]
         if pooling == "first":
             self.pooler_activation = POOLER_ACTIVATIONS[pooler_activation]
-            self.pooler = dense(hidden_dim, initializer_range, policy, "pooler")
+            self.pooler = make_dense(hidden_dim, initializer_range, policy, "pooler")
 
     def build(self, input_shape):
         self.embeddings.build((None, None), (None, None))
@@ -122,22 +125,27 @@ class BertEncoder(keras.layers.Layer):
             self.pooler.build((None, self.hidden_dim))
 
     def call(self, inputs, training=None, return_all=False, return_token_embeddings=False):
-        mask = seen = inputs[features.PADDING_MASK]
-        positions = None
-        if features.SEQUENCE_IDS in inputs:
-            seen, positions = within_texts(inputs[features.SEQUENCE_IDS])
+        mask = inputs[features.PADDING_MASK]
+        layout = lay_out(self.num_heads, mask, inputs.get(features.SEQUENCE_IDS), as_rows=return_all)
+        # For Keras, which hands it on with what the layers give.
+        keras_mask = mask if return_all and features.SEQUENCE_IDS not in inputs else None
         x = self.embeddings(
-            inputs[features.TOKEN_IDS], inputs[features.SEGMENT_IDS], positions, training=training, mask=mask
+            layout.take(inputs[features.TOKEN_IDS]),
+            layout.take(inputs[features.SEGMENT_IDS]),
+            layout.positions,
+            training=training,
+            mask=keras_mask,
         )
         states, attention_weights = [x], []
         for block in self.blocks:
-            if return_all:
-                x, weights = block(x, mask=seen, training=training, return_attention_weights=True)
-                attention_weights.append(weights)
-            else:
-                x = block(x, mask=seen, training=training)
+            x, weights = block(
+                x, mask=keras_mask, layout=layout, training=training, return_attention_weights=True
+            )
+            attention_weights.append(weights)
             states.append(x)
-        outputs = {features.SEQUENCE: x, features.POOLED: self._pool(x, mask)}
+        sequence = layout.put(x)  # [B, S, H]
+        pooled = self._pool(sequence, layout.first(x), mask)
+        outputs = {features.SEQUENCE: sequence, features.POOLED: pooled}
         if return_all:
             outputs |= {features.HIDDEN_STATES: states, features.ATTENTION_WEIGHTS: attention_weights}
         if return_token_embeddings:
@@ -145,10 +153,10 @@ class BertEncoder(keras.layers.Layer):
             outputs[features.TOKEN_EMBEDDINGS] = ops.cast(table, self.compute_dtype)
         return outputs
 
-    def _pool(self, x, mask):
-        """[B, S, H] -> [B, H]"""
+    def _pool(self, x, first, mask):
+        """Of all vectors [B, S, H] or the first of each row [B, H]: [B, H]"""
         if self.pooling == "first":
-            return self.pooler_activation(self.pooler(x[:, 0]))
+            return dense(first, (self.pooler,), self.pooler_activation)
         mask = mask[:, :, None]
         # Half precision can't even count to S.
         wide = ops.cast(x, at_least_float32(x.dtype))
@@ -184,15 +192,3 @@ class BertEncoder(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | self._own_config
-
-
-def within_texts(sequence_ids):
-    """Which places see each other, bool [B, S, S], and positions within the text, int32 [B, S].
-
-    Args:
-        sequence_ids: int [B, S]; places of one text have one number and stand side by side.
-    """
-    same = sequence_ids[:, :, None] == sequence_ids[:, None, :]  # [B, S, S]
-    first = ops.argmax(ops.cast(same, "int8"), axis=-1)  # [B, S]
-    places = ops.arange(ops.shape(sequence_ids)[1], dtype="int32")
-    return same, places - ops.cast(first, "int32")

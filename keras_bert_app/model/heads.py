@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
-from keras_bert_app.model.attention import ACTIVATIONS, at_least_float32, dense
+from keras_bert_app.model.arithmetic import dense, normalize
+from keras_bert_app.model.attention import make_dense
 from keras_bert_app.model.embeddings import PACKAGE
+from keras_bert_app.model.portable import ACTIVATIONS, at_least_float32
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -22,7 +24,7 @@ class ClassificationHead(keras.layers.Layer):
         self.initializer_range = initializer_range
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         wide = at_least_float32(self.variable_dtype)
-        self.dense = dense(num_classes, initializer_range, wide, "logits")
+        self.dense = make_dense(num_classes, initializer_range, wide, "logits")
 
     def build(self, input_shape):
         self.dense.build(input_shape)
@@ -67,7 +69,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
 
     def build(self, sequence_shape, positions_shape, token_embeddings_shape):
         vocabulary_size, embedding_dim = token_embeddings_shape
-        self.dense = dense(embedding_dim, self.initializer_range, self.dtype_policy, "dense")
+        self.dense = make_dense(embedding_dim, self.initializer_range, self.dtype_policy, "dense")
         self.norm = keras.layers.LayerNormalization(
             epsilon=self.epsilon, dtype=self.dtype_policy, name="norm"
         )
@@ -80,7 +82,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         batch, length, hidden_dim = ops.shape(sequence)
         rows = ops.arange(batch, dtype=positions.dtype)[:, None] * length
         x = ops.take(ops.reshape(sequence, (-1, hidden_dim)), positions + rows, axis=0)  # [B, P, H]
-        x = self.norm(ACTIVATIONS[self.activation](self.dense(x)))
+        x = normalize(self.norm, dense(x, (self.dense,), ACTIVATIONS[self.activation]))
         logits = ops.matmul(x, ops.transpose(token_embeddings))  # [B, P, V]
         return ops.cast(logits, self.bias.dtype) + self.bias
 

@@ -6,6 +6,7 @@ over the replicas once, then clipped by their global norm, checked to be finite,
 masks are a function of (seed, step, replica, part, layer).
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from keras_bert_app import features
 from keras_bert_app.config import TrainConfig
+from keras_bert_app.model.kernels import static_shapes
 
 # Second halves of the seeds that rows are prepared with; dropout's is 0.
 _PREPARE_TRAINING, _PREPARE_EVALUATION = 1, 2
@@ -138,7 +140,8 @@ def _make_part_gradients(
                 for name, values in columns.items()
             }
 
-        with tf.GradientTape() as tape, dropout_seeds(model, seed, number, place):
+        shapes = static_shapes() if train.jit else contextlib.nullcontext()
+        with tf.GradientTape() as tape, dropout_seeds(model, seed, number, place), shapes:
             outputs = model(inputs_of(model, batch), training=True)
             sums = shares_of_means(task.losses(outputs, batch))
             loss = tf.add_n(list(sums.values()))
