@@ -13,6 +13,7 @@ from keras_bert_app.data.readers import Record
 from keras_bert_app.errors import UserError
 from keras_bert_app.tasks import TASKS
 from keras_bert_app.tasks.classification import ClassificationTask
+from keras_bert_app.tasks.signatures import with_pooled
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer
 from keras_bert_app.text.vocabulary import Vocabulary
@@ -113,7 +114,7 @@ def test_the_worst_mistakes_of_pairs_show_both_texts():
 
 
 def test_the_signatures_have_the_names_dtypes_and_shapes_of_the_contract(task, model, packer):
-    signatures = task.signatures(model, packer)
+    signatures = task.signatures(with_pooled(model), packer)
     assert signatures.keys() == {"serving_default", "classify", "token_ids", "embed", "tokenize"}
     outputs = signatures["serving_default"].structured_outputs
     assert {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in outputs.items()} == {
@@ -132,22 +133,19 @@ def test_the_signatures_have_the_names_dtypes_and_shapes_of_the_contract(task, m
 def test_the_graph_pads_to_the_longest_text_of_the_batch_and_not_to_the_maximum(task, packer):
     shapes = []
 
-    class WatchingModel:
-        def __call__(self, inputs, training):
-            tf.py_function(lambda ids: shapes.append(tuple(ids.shape)), [inputs[features.TOKEN_IDS]], [])
-            return {features.LOGITS: tf.zeros([tf.shape(inputs[features.TOKEN_IDS])[0], 3])}
+    def network(inputs, training):
+        tf.py_function(lambda ids: shapes.append(tuple(ids.shape)), [inputs[features.TOKEN_IDS]], [])
+        rows = tf.shape(inputs[features.TOKEN_IDS])[0]
+        return {features.LOGITS: tf.zeros([rows, 3]), features.POOLED: tf.zeros([rows, 1])}
 
-        def get_layer(self, name):
-            return lambda inputs, training: {features.POOLED: tf.zeros([1, 1])}
-
-    serve = task.signatures(WatchingModel(), packer)["serving_default"]
+    serve = task.signatures(network, packer)["serving_default"]
     serve(text=tf.constant(["good", "good film"]))
     serve(text=tf.constant(["good " * 100]))
     assert shapes == [(2, 4), (1, 16)]
 
 
 def test_a_batch_padded_further_gives_the_same_logits(task, model, packer):
-    signature = task.signatures(model, packer)["token_ids"]
+    signature = task.signatures(with_pooled(model), packer)["token_ids"]
     inputs = packer([tf.constant(["good"])])
     assert inputs[features.TOKEN_IDS].shape == (1, 3)
     wider = {name: tf.pad(value, [[0, 0], [0, 9]]) for name, value in inputs.items()}
@@ -158,7 +156,7 @@ def test_a_batch_padded_further_gives_the_same_logits(task, model, packer):
 
 def test_pairs_are_classified_from_examples_of_both_texts_and_tokens_point_into_their_own(model, packer):
     task = ClassificationTask(LABELS, [features.TEXT, features.TEXT_PAIR])
-    signatures = task.signatures(model, packer)
+    signatures = task.signatures(with_pooled(model), packer)
     pairs = {"text": [b"good film", b""], "text_pair": ["not 中 bad".encode(), b"the plot was dull . " * 9]}
     texts = {name: tf.constant(values) for name, values in pairs.items()}
     examples = [

@@ -148,4 +148,4 @@ def test_the_graph_is_made_of_the_forms_that_are_fused():
     assert not {"MatMul", "BiasAdd", "Erf"} & {node.op for node in nodes}
     fused = [list(node.attr["fused_ops"].list.s) for node in nodes if "MatMul" in node.op]
     assert fused.count([b"BiasAdd", b"GeluExact"]) == TINY["num_layers"]
-    assert fused.count([b"Mul", b"Add"]) == TINY["num_layers"] * 4
+    assert fused.count([b"Mul", b"Add"]) == TINY["num_layers"] * 6

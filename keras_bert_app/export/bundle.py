@@ -21,7 +21,8 @@ from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import batching, contents, saved_model, warmup
 from keras_bert_app.export.c_api import encode_tensor
-from keras_bert_app.export.options import PLAIN, ExportOptions
+from keras_bert_app.export.freezing import FrozenNetwork
+from keras_bert_app.export.options import PLAIN, TOLERANCES, ExportOptions
 from keras_bert_app.export.preparation import prepare
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.tasks.signatures import METHOD_NAMES
@@ -44,16 +45,12 @@ _TEXTS = (
 
 
 class Bundle(tf.Module):
-    """What the signatures need beside their graphs: the text side and the variables.
+    """What the signatures need beside their graphs: the text side and the network's variables."""
 
-    TensorFlow's variables, not Keras': exporting one of those makes a second variable, and in a session it is
-    the second that is restored, while the graphs read the first.
-    """
-
-    def __init__(self, model, packer, signatures):
+    def __init__(self, network, packer, signatures):
         super().__init__()
+        self.network = network
         self.packer = packer
-        self.weights = [weight.value for weight in model.weights]
         for name, signature in signatures.items():
             setattr(self, name, taking_one(signature))
 
@@ -70,11 +67,12 @@ def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> P
     folders.ModelDescription.load(workdir).check_texts(workdir)
     version = next_version(export_dir)
     description, packer, model, answers, figures = prepare(workdir, options)
-    signatures = description.task.signatures(model, packer, answers)
+    network = FrozenNetwork(model)
+    signatures = description.task.signatures(network, packer, answers)
     path = export_dir / str(version)
     with atomic_directory(path) as temporary:
         try:
-            tf.saved_model.save(Bundle(model, packer, signatures), str(temporary), signatures=signatures)
+            tf.saved_model.save(Bundle(network, packer, signatures), str(temporary), signatures=signatures)
         except tf.errors.OpError as error:
             raise UserError(f"{path}: TensorFlow can't write it: {error.message}") from error
         set_method_names(temporary)
@@ -88,6 +86,7 @@ def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> P
         requests += requests_by_length(temporary, signatures, description.max_length)
         folders.write_json(extra / EXAMPLES_FILE, requests)
         about = {"options": vars(options) | vars(answers), "measured": figures}
+        about["tolerance"] = TOLERANCES[options.precision]
         content = describe(workdir, description, step) | about | contents.describe(temporary)
         folders.write_json(extra / BUNDLE_FILE, content)
     if options.keep is not None:

@@ -98,19 +98,31 @@ class _StoredAsBfloat16(keras.DTypePolicy):
 def with_precision(workdir: Path, model: keras.Model, precision: str) -> keras.Model:
     """The model itself where `precision` is float32, else another one with the weights so stored.
 
-    bfloat16: all weights but the head's. int8: those of the encoder's dense layers and embedding tables, with
+    bfloat16: all weights but the head's, and products in it where this processor has it. int8: those of the encoder's dense layers and embedding tables, with
     a scale for each column or row, which is divided out when they are used. What is computed stays float32,
     which every processor has and which gives the same answers on all of them.
     """
     if precision == "float32":
         return model
-    policy = _StoredAsBfloat16("bfloat16") if precision == "bfloat16" else "float32"
+    policy = "float32"
+    if precision == "bfloat16":
+        policy = "bfloat16" if processor_has("avx512_bf16", "amx_bf16") else _StoredAsBfloat16("bfloat16")
     _, stored = folders.load_best_model(workdir, policy)
     if precision == "int8":
         # Without an activation quantizer the products stay float32.
         config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
         stored.quantize(config=config, filters=_is_stored_as_int8)
     return stored
+
+
+def processor_has(*names: str) -> bool:
+    """Whether this machine's processor has one of these instruction sets, as Linux calls them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    sets = next((line.split() for line in lines if line.startswith("flags")), [])
+    return not set(names).isdisjoint(sets)
 
 
 def _is_stored_as_int8(layer: keras.Layer) -> bool:

@@ -14,10 +14,10 @@ import numpy as np
 
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import batching, bundle, c_api, contents, operations, saved_model, warmup
+from keras_bert_app.export.options import TOLERANCES
 from keras_bert_app.training.progress import say
 from keras_bert_app.training.workdir import read_json
 
-TOLERANCE = 1e-5
 # What was checked, of which signature, how many files, operations or requests, and what was found.
 Row = tuple[str, str, int | str, str]
 # Each is a file that is run by itself: see their docstrings.
@@ -35,7 +35,7 @@ def verify(export_dir: Path, server_version: str | None = None) -> str:
     Raises:
         UserError: what is wrong, where, and what to do: there is no bundle, its format is unknown, it isn't
             as it states, the server lacks operations, a request has no answer, or one that differs from the
-            trainer's by more than 1e-5.
+            trainer's by more than the bundle allows, 1e-5 in float32.
     """
     path = newest_version(export_dir)
     rows = [("check", "of", "count", "found"), *inspect(path, server_version), *replay(path)]
@@ -77,6 +77,7 @@ def replay(path: Path) -> list[Row]:
     signatures = saved_model.signatures(saved_model.read(path))
     requests = example_requests(path, signatures)
     warm_up = warmup_requests(path / warmup.FILE, signatures)
+    tolerance = statement(path).get("tolerance", TOLERANCES["float32"])
     rows = []
     with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
         # Without what is there for servers and people, which the graph mustn't need.
@@ -88,7 +89,7 @@ def replay(path: Path) -> list[Row]:
             warming = warm_up if script == "c_api.py" else []
             answers = ask(f"{path}: {runtime}", script, copy, [*requests, *warming])
             differences = [
-                compare(path, runtime, request, answer)
+                compare(path, runtime, request, answer, tolerance)
                 for request, answer in zip(requests, answers, strict=False)
             ]
             rows += [_compared(runtime, name, requests, differences) for name in signatures]
@@ -242,11 +243,17 @@ def ask(where: str, script: str, path: Path, requests: Sequence[Mapping[str, Any
     return reply["answers"]
 
 
-def compare(path: Path, runtime: str, request: Mapping[str, Any], answer: Mapping[str, Any]) -> float:
+def compare(
+    path: Path,
+    runtime: str,
+    request: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    tolerance: float = TOLERANCES["float32"],
+) -> float:
     """The largest difference of an answer to the trainer's.
 
     Raises:
-        UserError: an error for an answer, other outputs, or a difference over 1e-5.
+        UserError: an error for an answer, other outputs, or a difference over `tolerance`.
     """
     where = f"{path}: {runtime}, signature {request['signature']}"
     if "error" in answer:
@@ -267,9 +274,9 @@ def compare(path: Path, runtime: str, request: Mapping[str, Any], answer: Mappin
                 raise UserError(f"{where}: {name} differs from the trainer's")
             continue
         difference = float(np.max(np.abs(one.astype(float) - other), initial=0.0))
-        if not difference <= TOLERANCE:  # so written, NaN fails too
+        if not difference <= tolerance:  # so written, NaN fails too
             raise UserError(
-                f"{where} differs from the trainer by {difference:.1e}, more than {TOLERANCE:.0e}"
+                f"{where} differs from the trainer by {difference:.1e}, more than {tolerance:.0e}"
             )
         largest = max(largest, difference)
     return largest

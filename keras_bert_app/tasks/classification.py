@@ -1,6 +1,6 @@
 """One label, or several, for a text or a pair of texts (Devlin et al. 2019, section 4.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -238,9 +238,11 @@ class ClassificationTask:
         return give(outputs[features.LOGITS], self.labels, options)
 
     def signatures(
-        self, model: keras.Model, packer: TextPacker, options: AnswerOptions = BEST_LABEL
+        self, network: Callable, packer: TextPacker, options: AnswerOptions = BEST_LABEL
     ) -> dict[str, Any]:
         """Signature name -> concrete function with the named inputs and outputs that a bundle has.
+
+        network: as `with_pooled` gives it.
 
         serving_default: the texts, string [B] each -> what `decode` gives, num_tokens int32 [B], truncated
         bool [B].
@@ -253,11 +255,11 @@ class ClassificationTask:
 
         def serving_default(texts):
             inputs, extent = read(texts)
-            return self.decode(model(inputs, training=False), options) | extent
+            return self.decode(network(inputs, training=False), options) | extent
 
         def probabilities(texts):
             inputs, _ = read(texts)
-            return self.decode(model(inputs, training=False), options)[features.PROBABILITIES]
+            return self.decode(network(inputs, training=False), options)[features.PROBABILITIES]
 
         def classify(texts):
             scores = probabilities(texts)
@@ -275,7 +277,7 @@ class ClassificationTask:
         }
         if len(self.labels) == 2 and not self.several:
             signatures[REGRESS] = of_examples(regress, self.text_inputs)
-        return signatures | text_signatures(model, packer, read, self.text_inputs)
+        return signatures | text_signatures(network, packer, read, self.text_inputs)
 
 
 def _labels_of(record: Record) -> tuple[str, ...]:

@@ -16,13 +16,24 @@ METHOD_NAMES = {CLASSIFY: "tensorflow/serving/classify", REGRESS: "tensorflow/se
 Answer = Callable[[Sequence[tf.Tensor]], Mapping[str, tf.Tensor]]
 
 
+def with_pooled(model: keras.Model) -> keras.Model:
+    """The model, whose encoder is its layer `encoder`, with `pooled` [B, H] among its outputs.
+
+    That is how signatures ask a model, or what stands for one: network(inputs, training=False).
+    """
+    encoder = model.get_layer("encoder")
+    shapes = encoder.compute_output_shape({features.TOKEN_IDS: (None, None)})
+    outputs = keras.tree.pack_sequence_as(dict.fromkeys(shapes, 0), encoder.output)
+    return keras.Model(model.input, model.output | {features.POOLED: outputs[features.POOLED]})
+
+
 def text_signatures(
-    model: keras.Model, packer: TextPacker, read: Callable, text_inputs: Sequence[str]
+    network: Callable, packer: TextPacker, read: Callable, text_inputs: Sequence[str]
 ) -> dict[str, Any]:
     """Signature name -> concrete function, of what doesn't depend on the model's heads.
 
-    `read` is the packer's as a tf.function, so that the signatures share its graph, which holds the
-    vocabulary twice.
+    `network` is as `with_pooled` gives it. `read` is the packer's as a tf.function, so that the signatures
+    share its graph, which holds the vocabulary twice.
 
     token_ids: the encoder's inputs [B, S] -> what the model gives.
     embed: texts, string [B] each -> embedding float32 [B, H], the pooled vector that a head sees.
@@ -32,11 +43,12 @@ def text_signatures(
 
     def token_ids(**inputs):
         checked = {name: check_rank(name, value, 2) for name, value in inputs.items()}
-        return model(checked, training=False)
+        outputs = network(checked, training=False)
+        return {name: value for name, value in outputs.items() if name != features.POOLED}
 
     def embed(texts):
         inputs, _ = read(texts)
-        pooled = model.get_layer("encoder")(inputs, training=False)[features.POOLED]
+        pooled = network(inputs, training=False)[features.POOLED]
         return {features.EMBEDDING: tf.cast(pooled, tf.float32)}
 
     def tokenize(texts):
