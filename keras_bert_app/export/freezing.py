@@ -25,12 +25,19 @@ class FrozenNetwork(tf.Module):
     def __init__(self, model: keras.Model):
         super().__init__(name="network")
         network = with_pooled(model)
-        constants = [weight for weight in model.weights if not _is_table(weight)]
+        replaced = {
+            id(weight)
+            for layer in model._flatten_layers()
+            if hasattr(layer, "integers")
+            for weight in layer.weights
+        }
+        weights = [weight for weight in model.weights if id(weight) not in replaced]
+        constants = [weight for weight in weights if not _is_table(weight)]
         if sum(weight.numpy().nbytes for weight in constants) > _MOST_CONSTANT_BYTES:
             constants = []
         values = [(weight, weight.numpy()) for weight in constants]
         frozen = {id(weight) for weight in constants}
-        self.weights = [weight.value for weight in model.weights if id(weight) not in frozen]
+        self.weights = [weight.value for weight in weights if id(weight) not in frozen]
         specs = {name: tf.TensorSpec([None, None], value.dtype) for name, value in network.input.items()}
 
         @tf.function(input_signature=[specs])
@@ -38,7 +45,8 @@ class FrozenNetwork(tf.Module):
             with keras.StatelessScope([(weight, tf.constant(value)) for weight, value in values]):
                 return network(inputs, training=False)
 
-        self._answer = answer
+        # One, where saving would trace another with the constants once more.
+        self._answer = answer.get_concrete_function()
 
     def __call__(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> Mapping[str, tf.Tensor]:
         """See the class; `training` is False."""

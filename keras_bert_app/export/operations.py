@@ -64,8 +64,10 @@ _SINCE = {
     "2.21": "DecodeJxl TensorListGetItem.Tshape",
 }
 _FIRST_SERVER = {name: version for version, names in _SINCE.items() for name in names.split()}
-# A stock server doesn't compile, has no TPU, and makes those with an underscore itself.
+# A stock server doesn't compile, has no TPU, and makes those with an underscore itself, but for some.
 _NEVER = ("_", "Xla", "TPU")
+# Registered by builds for x86, with all attributes that int8.py gives it since before 2.16.
+_OF_X86 = ("_QuantizedMatMul",)
 
 
 def used(graph: meta_graph_pb2.MetaGraphDef) -> dict[str, set[str]]:
@@ -102,6 +104,8 @@ def lacking(operations: Mapping[str, Iterable[str]], server_version: str) -> lis
 
 def _is_foreign(name: str) -> bool:
     operation = name.partition(".")[0]
+    if operation in _OF_X86:
+        return False
     known = operation in TEXT_OPERATIONS or op_def_registry.get(operation) is not None
     return not known or operation.startswith(_NEVER)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_bert_app import features
 from keras_bert_app.config import TrainConfig
+from keras_bert_app.data.batches import Examples, evaluation_order
 from keras_bert_app.errors import UserError
 from keras_bert_app.export.calibration import (
     abstention,
@@ -17,6 +18,7 @@ from keras_bert_app.export.calibration import (
     thresholding,
 )
 from keras_bert_app.export.options import ExportOptions
+from keras_bert_app.model.int8 import compute_in_integers
 from keras_bert_app.tasks.answers import AnswerOptions
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.training import finetuning
@@ -25,6 +27,9 @@ from keras_bert_app.training.loop import predict_examples
 from keras_bert_app.training.progress import say
 from keras_bert_app.training.step import make_predict_step
 from keras_bert_app.training.strategy import make_strategy
+
+# Training texts whose activations give the ranges of integers, and how many are computed at once.
+_TEXTS_SEEN, _BATCH = 512, 64
 
 
 class Prepared(NamedTuple):
@@ -68,7 +73,8 @@ def prepare(workdir: Path, options: ExportOptions) -> Prepared:
             "fine-tune it, or export it without"
         )
     parts = finetuning.load_splits(config)
-    model = with_precision(workdir, reference, options.precision)
+    seen = finetuning.make_examples(packer, task, parts.train[:_TEXTS_SEEN])
+    model = with_precision(workdir, reference, options.precision, seen)
     evaluation = _ask(task, packer, model, parts.evaluation)
     if model is not reference:
         unchanged = _ask(task, packer, reference, parts.evaluation)
@@ -95,23 +101,34 @@ class _StoredAsBfloat16(keras.DTypePolicy):
     compute_dtype = "float32"
 
 
-def with_precision(workdir: Path, model: keras.Model, precision: str) -> keras.Model:
-    """The model itself where `precision` is float32, else another one with the weights so stored.
+def with_precision(workdir: Path, model: keras.Model, precision: str, examples: Examples) -> keras.Model:
+    """The model itself where `precision` is float32, else another one that computes in it.
 
-    bfloat16: all weights but the head's, and products in it where this processor has it. int8: those of the encoder's dense layers and embedding tables, with
-    a scale for each column or row, which is divided out when they are used. What is computed stays float32,
-    which every processor has and which gives the same answers on all of them.
+    bfloat16: all weights but the head's are stored in it; products too are in bfloat16 where this processor
+    has them, else in float32. int8: the encoder's blocks multiply integers, weights with a scale for each
+    column, activations with one for each product, the largest in `examples`; attention is as with bfloat16;
+    the table of tokens is stored in integers, with a scale for each row; the rest is float32.
+
+    Raises:
+        UserError: int8, and this processor has no products of integers.
     """
     if precision == "float32":
         return model
-    policy = "float32"
+    if precision == "int8" and not processor_has("avx512_vnni", "avx_vnni", "amx_int8"):
+        raise UserError(
+            "--precision=int8: this processor has no products of 8-bit integers (AVX512-VNNI, AVX-VNNI or "
+            "AMX); export on one that has them, or take another precision"
+        )
+    has_bfloat16 = processor_has("avx512_bf16", "amx_bf16")
     if precision == "bfloat16":
-        policy = "bfloat16" if processor_has("avx512_bf16", "amx_bf16") else _StoredAsBfloat16("bfloat16")
-    _, stored = folders.load_best_model(workdir, policy)
-    if precision == "int8":
-        # Without an activation quantizer the products stay float32.
-        config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
-        stored.quantize(config=config, filters=_is_stored_as_int8)
+        policy = "bfloat16" if has_bfloat16 else _StoredAsBfloat16("bfloat16")
+        return folders.load_best_model(workdir, policy)[1]
+    _, stored = folders.load_best_model(workdir, "float32")
+    batches = (examples.batch(rows) for rows in evaluation_order(examples.lengths, _BATCH))
+    compute_in_integers(stored.get_layer("encoder"), batches, "bfloat16" if has_bfloat16 else "float32")
+    # Without an activation quantizer it is only stored in integers.
+    config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
+    stored.quantize(config=config, filters=lambda layer: layer.name == "token")
     return stored
 
 
@@ -123,10 +140,6 @@ def processor_has(*names: str) -> bool:
         return False
     sets = next((line.split() for line in lines if line.startswith("flags")), [])
     return not set(names).isdisjoint(sets)
-
-
-def _is_stored_as_int8(layer: keras.Layer) -> bool:
-    return isinstance(layer, keras.layers.Dense | keras.layers.Embedding) and layer.name != "logits"
 
 
 def _ask(task, packer, model, records) -> _Split:

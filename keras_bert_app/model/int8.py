@@ -9,10 +9,14 @@ Activations have one scale for the tensor, fixed beforehand from examples: measu
 costs a pass over the tensor and an output that can't be rounded in the same pass.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_bert_app.model import kernels
 
 _ACTIVATIONS = {"gelu": "GeluExact", "gelu_new": "GeluApproximate", "relu": "Relu"}
 
@@ -35,6 +39,66 @@ class Quantized(NamedTuple):
     values: tf.Tensor
     low: float
     high: float
+
+
+class IntegerProduct:
+    """What takes the place of dense layers side by side: float [T, I] or Quantized -> [T, sum of units].
+
+    Args:
+        largest: the largest absolute input that isn't cut.
+        activation: a key of portable.ACTIVATIONS.
+        output_range: as in `int8_dense`.
+    """
+
+    def __init__(self, layers, largest, activation=None, output_range=None, dtype=tf.float32):
+        weights = [keras.ops.convert_to_numpy(layer.kernel) for layer in layers]
+        biases = [keras.ops.convert_to_numpy(layer.bias) for layer in layers]
+        self.kernel = quantize_weights(np.concatenate(weights, axis=1))
+        self.bias = np.concatenate(biases).astype("float32")
+        self.largest, self.activation, self.output_range = largest, activation, output_range
+        self.dtype = dtype
+
+    def __call__(self, x):
+        x = x if isinstance(x, Quantized) else quantize(x, self.largest)
+        return int8_dense(
+            x, self.kernel, self.bias, self.activation, dtype=self.dtype, output_range=self.output_range
+        )
+
+
+def compute_in_integers(
+    encoder: keras.Layer, batches: Iterable[Mapping[str, Any]], attention_dtype: str = "float32"
+) -> None:
+    """Let the dense layers of a BertEncoder's blocks compute in integers, of their weights as they are.
+
+    Args:
+        batches: of the encoder's inputs; the ranges of activations are those that it has on them.
+        attention_dtype: of queries, keys and values; what is added up from block to block is float32.
+    """
+    inputs, outputs = {}, {}
+
+    def observe(layers, x, y):
+        name = layers[0].path
+        inputs[name] = max(inputs.get(name, 0.0), float(tf.reduce_max(tf.abs(x))))
+        low, high = outputs.get(name, (0.0, 0.0))
+        outputs[name] = min(low, float(tf.reduce_min(y))), max(high, float(tf.reduce_max(y)))
+
+    with kernels.observing(observe):
+        for batch in batches:
+            encoder(batch, training=False)
+    for block in encoder.blocks:
+        attention, inner = block.attention, block.intermediate
+        for layers, activation, dtype in (
+            ((attention.query, attention.key, attention.value), None, attention_dtype),
+            ((attention.output_dense,), None, "float32"),
+            ((inner,), block.activation, "float32"),
+            ((block.output_dense,), None, "float32"),
+        ):
+            name = layers[0].path
+            # What comes out of the activation is the next product's input, and nothing else.
+            rounded = outputs[name] if activation else None
+            product = IntegerProduct(layers, inputs[name], activation, rounded, tf.as_dtype(dtype))
+            for layer in layers:
+                layer.integers = product
 
 
 def quantize_weights(kernel) -> Int8Kernel:

@@ -38,8 +38,20 @@ def is_static():
     return getattr(_scope, "static", False)
 
 
+@contextlib.contextmanager
+def observing(observe):
+    """Within it `dense` calls observe(layers, x, y) with what it takes and gives, but for integers."""
+    _scope.observe = observe
+    try:
+        yield
+    finally:
+        _scope.observe = None
+
+
 def dense(x, layers, activation=None):
-    """As portable.dense."""
+    """As portable.dense, or what the layers' `integers` make of x where they have it (see int8.py)."""
+    if integers := getattr(layers[0], "integers", None):
+        return integers(x)
     kernels = [tf.convert_to_tensor(layer.kernel) for layer in layers]
     biases = [tf.convert_to_tensor(layer.bias) for layer in layers]
     kernel = tf.concat(kernels, axis=1) if layers[1:] else kernels[0]
@@ -48,6 +60,8 @@ def dense(x, layers, activation=None):
     flat = tf.reshape(x, [-1, kernel.shape[0]])
     y = tf.nn.bias_add(tf.matmul(flat, kernel), bias)
     y = activation(y) if activation else y
+    if observe := getattr(_scope, "observe", None):
+        observe(layers, flat, y)
     return y if len(x.shape) == 2 else tf.reshape(y, tf.concat([tf.shape(x)[:-1], [kernel.shape[1]]], axis=0))
 
 
@@ -155,7 +169,7 @@ def _attend(projected, group, dropout):
     query, key, value = tf.unstack(_pad(projected, group, head_dim))  # [R, N, Sg, D]
     scores = tf.matmul(query, key, transpose_b=True) * tf.constant(head_dim**-0.5, query.dtype)
     weights = tf.nn.softmax(scores + tf.cast(group.bias, scores.dtype))  # [R, N, Sg, Sg]
-    return _unpad(tf.matmul(dropout(weights), value), group)
+    return _unpad(tf.matmul(tf.cast(dropout(weights), value.dtype), value), group)
 
 
 def _pad(projected, group, head_dim):
