@@ -118,34 +118,46 @@ def frozen(layer):
         yield stack.enter_context(tf.compat.v1.Session())
 
 
-def test_a_frozen_graph_has_the_layer_normalisation_that_was_asked_for():
-    """The optimizer's pattern for oneDNN's, of constants, would have an epsilon of 0.001."""
-    layer = keras.layers.LayerNormalization(epsilon=1e-12)
+def run(session, fetch, feeds):
+    """The value, and the nodes that gave it, by operation."""
+    metadata, nodes = tf.compat.v1.RunMetadata(), {}
+    options = tf.compat.v1.RunOptions(output_partition_graphs=True)
+    value = session.run(fetch, feeds, options=options, run_metadata=metadata)
+    for graph in metadata.partition_graphs:
+        for node in graph.node:
+            nodes.setdefault(node.op, []).append(node)
+    return value, nodes
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-5])
+def test_a_frozen_graph_has_the_layer_normalisation_that_was_asked_for(epsilon):
+    """The optimizer puts oneDNN's in its place, whose epsilon is 0.001."""
+    layer = keras.layers.LayerNormalization(epsilon=epsilon)
     layer.build((None, 8))
     layer.gamma.assign(np.arange(1, 9))
     x = np.random.default_rng(0).normal(0, 0.01, (5, 8)).astype("float32")
     wanted = layer(x)
     with frozen(layer) as session:
         given = tf.compat.v1.placeholder(tf.float32, [None, 8])
-        found = session.run(kernels.normalize(layer, given * 1.0), {given: x})
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+        normal = kernels.normalize(layer, given * 1.0)
+        found, operations = run(session, normal, {given: x})
+    assert "_MklLayerNorm" in operations
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 def test_the_graph_is_made_of_the_forms_that_are_fused():
     """Grappler's remapper and oneDNN's rewriting leave no bias, activation, scale or mask by itself."""
     encoder = make_encoder("float32")
-    batch, metadata = make_batch(rows_of(LENGTHS)), tf.compat.v1.RunMetadata()
+    batch = make_batch(rows_of(LENGTHS))
     with frozen(encoder) as session:
         inputs = {
             name: tf.compat.v1.placeholder(dtype, [None, None])
             for name, dtype in features.ENCODER_INPUTS.items()
         }
         pooled = encoder(inputs, training=False)[features.POOLED]
-        options = tf.compat.v1.RunOptions(output_partition_graphs=True)
-        feeds = {inputs[name]: value for name, value in batch.items()}
-        session.run(pooled, feeds, options=options, run_metadata=metadata)
-    nodes = [node for graph in metadata.partition_graphs for node in graph.node]
-    assert not {"MatMul", "BiasAdd", "Erf"} & {node.op for node in nodes}
-    fused = [list(node.attr["fused_ops"].list.s) for node in nodes if "MatMul" in node.op]
+        _, nodes = run(session, pooled, {inputs[name]: value for name, value in batch.items()})
+    assert not {"MatMul", "BiasAdd", "Erf", "Rsqrt"} & nodes.keys()
+    fused = [list(node.attr["fused_ops"].list.s) for node in sum(nodes.values(), [])]
     assert fused.count([b"BiasAdd", b"GeluExact"]) == TINY["num_layers"]
-    assert fused.count([b"Mul", b"Add"]) == TINY["num_layers"] * 6
+    assert fused.count([b"Mul", b"Add"]) == TINY["num_layers"] * (6 + 1)  # groups, or all if few
+    assert len(nodes["_MklLayerNorm"]) == 1 + 2 * TINY["num_layers"]

@@ -49,7 +49,7 @@ _SINCE = {
         GatherNd.bad_indices_policy
         """,
     "2.18": """
-        CheckPinned BatchFunction.batch_padding_policy ExperimentalMapDataset.force_synchronous
+        _QuantizedMatMul CheckPinned BatchFunction.batch_padding_policy ExperimentalMapDataset.force_synchronous
         MapDataset.force_synchronous ParallelMapDatasetV2.use_unbounded_threadpool
         ResourceScatterNdAdd.bad_indices_policy ResourceScatterNdMax.bad_indices_policy
         ResourceScatterNdMin.bad_indices_policy ResourceScatterNdSub.bad_indices_policy
@@ -66,7 +66,7 @@ _SINCE = {
 _FIRST_SERVER = {name: version for version, names in _SINCE.items() for name in names.split()}
 # A stock server doesn't compile, has no TPU, and makes those with an underscore itself, but for some.
 _NEVER = ("_", "Xla", "TPU")
-# Registered by builds for x86, with all attributes that int8.py gives it since before 2.16.
+# Builds for x86 have it, by its name in their libraries.
 _OF_X86 = ("_QuantizedMatMul",)
 
 

@@ -74,7 +74,8 @@ class SelfAttention(_AttentionLayer):
         def dropout(weights):
             return self.dropout_layer(weights, training=training)
 
-        context, weights = layout.attend(dense(x, (self.query, self.key, self.value)), dropout)
+        projected = dense(x, (self.query, self.key, self.value))
+        context, weights = layout.attend(projected, dropout if training else None)
         output = dense(context, (self.output_dense,))  # [B, S, H]
         return (output, weights) if return_attention_weights else output
 

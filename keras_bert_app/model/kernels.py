@@ -19,6 +19,10 @@ from keras_bert_app.model import portable
 # Where the groups of attention begin among the texts sorted by length, in twentieths: in most batches few
 # texts are long, and it is they that waste most on padding.
 _GROUPS = (0, 7, 12, 16, 18, 19, 20)
+# Fewer texts than that are one group, as what each group costs is more than what they waste.
+_FEW = 4
+# See `normalize`.
+_EPSILON = 1e-3
 _scope = threading.local()
 
 
@@ -68,15 +72,19 @@ def dense(x, layers, activation=None):
 def normalize(layer, x):
     """As portable.normalize.
 
-    In this form, as the optimizer takes others for oneDNN's layer normalisation, whose epsilon it leaves at
-    0.001, whatever the graph says (`AddMklLayerNorm` in grappler's remapper.cc).
+    In a graph of constants the optimizer makes this form oneDNN's layer normalisation, but with an epsilon
+    of 0.001 whatever stands here (`AddMklLayerNorm` of grappler's remapper.cc). So the input is scaled, such
+    that 0.001 is to it what the layer's epsilon is to x.
     """
     dtype = x.dtype
-    x = tf.cast(x, portable.at_least_float32(dtype.name))
-    gamma, beta = (tf.cast(variable, x.dtype) for variable in (layer.gamma, layer.beta))
-    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-    return tf.cast(centred * tf.math.rsqrt(variance + layer.epsilon) * gamma + beta, dtype)
+    wide = tf.as_dtype(portable.at_least_float32(dtype.name))
+    gamma, beta = (tf.cast(variable, wide) for variable in (layer.gamma, layer.beta))
+    x = tf.cast(x, wide) * tf.constant((_EPSILON / max(layer.epsilon, 1e-12)) ** 0.5, wide)
+    last = [len(x.shape) - 1]
+    mean = tf.reduce_mean(x, axis=last, keepdims=True)
+    variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axis=last, keepdims=True)
+    factor = tf.math.rsqrt(variance + tf.constant(_EPSILON, wide)) * gamma
+    return tf.cast(x * factor + (beta - mean * factor), dtype)
 
 
 class _Group(NamedTuple):
@@ -120,6 +128,8 @@ class Tokens:
         lengths = tf.sort(lengths)
         count = tf.size(lengths)
         bounds = [count * part // _GROUPS[-1] for part in _GROUPS]
+        self._few = count < _FEW
+        self._all = _group(lengths, num_heads)
         self._groups = [
             _group(lengths[first:last], num_heads) for first, last in zip(bounds, bounds[1:], strict=False)
         ]
@@ -142,10 +152,16 @@ class Tokens:
 
     def attend(self, projected, dropout):
         """As portable.Rows, without giving the weights."""
-        sizes = [group.num_tokens for group in self._groups]
-        parts = tf.split(projected, sizes, axis=0)
-        contexts = [_attend(*part, dropout) for part in zip(parts, self._groups, strict=True)]
-        return tf.concat(contexts, axis=0), None
+
+        def in_groups():
+            parts = tf.split(projected, [group.num_tokens for group in self._groups], axis=0)
+            contexts = [_attend(*part, dropout) for part in zip(parts, self._groups, strict=True)]
+            return tf.concat(contexts, axis=0)
+
+        # Seeds of dropout mustn't follow from what one branch did.
+        if dropout:
+            return in_groups(), None
+        return tf.cond(self._few, lambda: _attend(projected, self._all, None), in_groups), None
 
 
 def _group(lengths, num_heads):
@@ -169,7 +185,8 @@ def _attend(projected, group, dropout):
     query, key, value = tf.unstack(_pad(projected, group, head_dim))  # [R, N, Sg, D]
     scores = tf.matmul(query, key, transpose_b=True) * tf.constant(head_dim**-0.5, query.dtype)
     weights = tf.nn.softmax(scores + tf.cast(group.bias, scores.dtype))  # [R, N, Sg, Sg]
-    return _unpad(tf.matmul(tf.cast(dropout(weights), value.dtype), value), group)
+    weights = dropout(weights) if dropout else weights
+    return _unpad(tf.matmul(tf.cast(weights, value.dtype), value), group)
 
 
 def _pad(projected, group, head_dim):

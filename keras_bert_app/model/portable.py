@@ -71,7 +71,8 @@ class Rows:
     def attend(self, projected, dropout):
         """Queries, keys and values side by side [..., 3H] -> context [..., H], weights [B, N, S, S].
 
-        dropout: what makes the weights that values are added up with of the attention weights.
+        dropout: what makes the weights that values are added up with of the attention weights; None: they
+            are the same.
         """
         batch, length, width = ops.shape(projected)
         head_dim = width // 3 // self._num_heads
@@ -85,7 +86,9 @@ class Rows:
             bias = (1.0 - ops.cast(self._seen, scores.dtype)) * MASKED
             scores = scores + (bias[:, None, None, :] if len(bias.shape) == 2 else bias[:, None])
         weights = ops.softmax(scores)  # [B, N, S, S]
-        context = ops.einsum("bnst,btnd->bsnd", dropout(ops.cast(weights, dtype)), value)
+        dropped = ops.cast(weights, dtype)
+        dropped = dropout(dropped) if dropout else dropped
+        context = ops.einsum("bnst,btnd->bsnd", dropped, value)
         return ops.reshape(context, (batch, length, width // 3)), weights
 
 
