@@ -129,19 +129,20 @@ def run(session, fetch, feeds):
     return value, nodes
 
 
+@pytest.mark.parametrize("rows", [5, 300])
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5])
-def test_a_frozen_graph_has_the_layer_normalisation_that_was_asked_for(epsilon):
+def test_a_frozen_graph_has_the_layer_normalisation_that_was_asked_for(epsilon, rows):
     """The optimizer puts oneDNN's in its place, whose epsilon is 0.001."""
     layer = keras.layers.LayerNormalization(epsilon=epsilon)
     layer.build((None, 8))
     layer.gamma.assign(np.arange(1, 9))
-    x = np.random.default_rng(0).normal(0, 0.01, (5, 8)).astype("float32")
+    x = np.random.default_rng(0).normal(0, 0.01, (rows, 8)).astype("float32")
     wanted = layer(x)
     with frozen(layer) as session:
         given = tf.compat.v1.placeholder(tf.float32, [None, 8])
         normal = kernels.normalize(layer, given * 1.0)
-        found, operations = run(session, normal, {given: x})
-    assert "_MklLayerNorm" in operations
+        found, nodes = run(session, normal, {given: x})
+    assert len(nodes["_MklLayerNorm"]) == 1
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
@@ -156,7 +157,7 @@ def test_the_graph_is_made_of_the_forms_that_are_fused():
         }
         pooled = encoder(inputs, training=False)[features.POOLED]
         _, nodes = run(session, pooled, {inputs[name]: value for name, value in batch.items()})
-    assert not {"MatMul", "BiasAdd", "Erf", "Rsqrt"} & nodes.keys()
+    assert not {"MatMul", "BiasAdd", "Erf"} & nodes.keys()
     fused = [list(node.attr["fused_ops"].list.s) for node in sum(nodes.values(), [])]
     assert fused.count([b"BiasAdd", b"GeluExact"]) == TINY["num_layers"]
     assert fused.count([b"Mul", b"Add"]) == TINY["num_layers"] * (6 + 1)  # groups, or all if few

@@ -41,7 +41,7 @@ TEXT_OPERATIONS = {
 # Server version -> the operations, and operation.attribute, that it is the first to have.
 _SINCE = {
     "2.17": """
-        CalibrationStatisticsSaver ComputeDedupDataSizeV2 ComputeDedupDataTupleMaskV2
+        _QuantizedMatMul CalibrationStatisticsSaver ComputeDedupDataSizeV2 ComputeDedupDataTupleMaskV2
         ConvertToListOfSparseCoreCooTensors ConvertToSparseCoreCsrWrappedCooTensor FinalizeTPUEmbeddingV2
         GetStatsFromListOfSparseCoreCooTensors GetTpuTaskId GlobalShuffleDataset IndexFlatMapDataset
         IteratorGetModelProto SortListOfSparseCoreCooTensors UpdateTaskIdAndGlobalCoreArray
@@ -49,7 +49,7 @@ _SINCE = {
         GatherNd.bad_indices_policy
         """,
     "2.18": """
-        _QuantizedMatMul CheckPinned BatchFunction.batch_padding_policy ExperimentalMapDataset.force_synchronous
+        CheckPinned BatchFunction.batch_padding_policy ExperimentalMapDataset.force_synchronous
         MapDataset.force_synchronous ParallelMapDatasetV2.use_unbounded_threadpool
         ResourceScatterNdAdd.bad_indices_policy ResourceScatterNdMax.bad_indices_policy
         ResourceScatterNdMin.bad_indices_policy ResourceScatterNdSub.bad_indices_policy

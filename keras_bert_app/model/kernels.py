@@ -19,10 +19,10 @@ from keras_bert_app.model import portable
 # Where the groups of attention begin among the texts sorted by length, in twentieths: in most batches few
 # texts are long, and it is they that waste most on padding.
 _GROUPS = (0, 7, 12, 16, 18, 19, 20)
-# Fewer texts than that are one group, as what each group costs is more than what they waste.
-_FEW = 4
-# See `normalize`.
-_EPSILON = 1e-3
+# Fewer texts are one group, as what each group costs is more than what they waste.
+_FEW_TEXTS = 4
+# See `_normalize_by_size`.
+_FUSED_EPSILON, _FEW_TOKENS = 1e-3, 256
 _scope = threading.local()
 
 
@@ -70,21 +70,43 @@ def dense(x, layers, activation=None):
 
 
 def normalize(layer, x):
-    """As portable.normalize.
-
-    In a graph of constants the optimizer makes this form oneDNN's layer normalisation, but with an epsilon
-    of 0.001 whatever stands here (`AddMklLayerNorm` of grappler's remapper.cc). So the input is scaled, such
-    that 0.001 is to it what the layer's epsilon is to x.
-    """
+    """As portable.normalize."""
     dtype = x.dtype
     wide = tf.as_dtype(portable.at_least_float32(dtype.name))
-    gamma, beta = (tf.cast(variable, wide) for variable in (layer.gamma, layer.beta))
-    x = tf.cast(x, wide) * tf.constant((_EPSILON / max(layer.epsilon, 1e-12)) ** 0.5, wide)
-    last = [len(x.shape) - 1]
-    mean = tf.reduce_mean(x, axis=last, keepdims=True)
-    variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axis=last, keepdims=True)
-    factor = tf.math.rsqrt(variance + tf.constant(_EPSILON, wide)) * gamma
-    return tf.cast(x * factor + (beta - mean * factor), dtype)
+    gamma, beta = (tf.convert_to_tensor(variable) for variable in (layer.gamma, layer.beta))
+    values = [tf.get_static_value(tensor) for tensor in (gamma, beta) if tf.is_symbolic_tensor(tensor)]
+    x = tf.cast(x, wide)
+    if values and all(value is not None for value in values):
+        y = _normalize_by_size(x, *(value.astype(wide.as_numpy_dtype) for value in values), layer.epsilon)
+    else:
+        y = _normalize(x, tf.cast(gamma, wide), tf.cast(beta, wide), layer.epsilon)
+    return tf.cast(y, dtype)
+
+
+def _normalize(x, gamma, beta, epsilon):
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+    return centred * tf.math.rsqrt(variance + epsilon) * gamma + beta
+
+
+def _normalize_by_size(x, gamma, beta, epsilon):
+    """The same of constants: but for few tokens, in the form that becomes one operation of oneDNN.
+
+    The optimizer leaves that an epsilon of 0.001 whatever stands here (`AddMklLayerNorm` of grappler's
+    remapper.cc). So the input is scaled, such that 0.001 is to it what the layer's epsilon is to x.
+    """
+    scaled = x * tf.constant((_FUSED_EPSILON / max(epsilon, 1e-12)) ** 0.5, x.dtype)
+
+    def as_one():
+        last = [len(x.shape) - 1]
+        mean = tf.reduce_mean(scaled, axis=last, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(scaled, mean), axis=last, keepdims=True)
+        factor = tf.math.rsqrt(variance + tf.constant(_FUSED_EPSILON, x.dtype)) * tf.constant(gamma)
+        return scaled * factor + (tf.constant(beta) - mean * factor)
+
+    # oneDNN's sets itself up anew at each call.
+    is_small = tf.shape(x)[0] < _FEW_TOKENS
+    return tf.cond(is_small, lambda: _normalize(scaled, gamma, beta, _FUSED_EPSILON), as_one)
 
 
 class _Group(NamedTuple):
@@ -128,7 +150,7 @@ class Tokens:
         lengths = tf.sort(lengths)
         count = tf.size(lengths)
         bounds = [count * part // _GROUPS[-1] for part in _GROUPS]
-        self._few = count < _FEW
+        self._few = count < _FEW_TEXTS
         self._all = _group(lengths, num_heads)
         self._groups = [
             _group(lengths[first:last], num_heads) for first, last in zip(bounds, bounds[1:], strict=False)
