@@ -203,6 +203,12 @@ class TrainConfig:
     jit: bool = _key(
         False, "compile forward and backward pass by XLA, anew for each shape of a batch", may_change=True
     )
+    recompute: bool = _key(
+        False,
+        "keep each block's input alone for the backward pass and compute the rest again: less memory, about "
+        "a third more operations",
+        may_change=True,
+    )
     epochs: int = _key(3, "passes over the training set", least=1)
     budget_minutes: float | None = _key(
         None, "train for so long by the clock instead, evaluations included; the schedule follows", least=1e-3

@@ -238,6 +238,7 @@ def test_summaries_hold_the_scalars(tmp_path):
         "examples_per_second",
         "tokens_per_second",
         "padding_share",
+        "input_wait_share",
     }
 
 

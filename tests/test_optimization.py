@@ -76,6 +76,32 @@ def test_ten_updates_are_those_of_pytorch():
         np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=0, atol=3e-5 * moved)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
+def test_adamw_makes_the_updates_of_keras_own(dtype, bound):
+    random = np.random.default_rng(0)
+    models = [
+        keras.Sequential([keras.Input((7,)), keras.layers.Dense(5, dtype=dtype, name="dense")], name="model")
+        for _ in range(2)
+    ]
+    models[1].set_weights(models[0].get_weights())
+    ours = make_optimizer(_train(learning_rate=1e-2, weight_decay=0.1), models[0])
+    # The rate is a float32 variable in both.
+    theirs = keras.optimizers.AdamW(1e-2, weight_decay=0.1, epsilon=1e-8, name="optimizer")
+    theirs.exclude_from_weight_decay(var_list=[models[1].trainable_variables[1]])
+    theirs.build(models[1].trainable_variables)
+    assert [v.path for v in ours.variables] == [v.path for v in theirs.variables]
+    start = models[0].get_weights()
+    for _ in range(20):
+        gradients = [tf.constant(random.normal(size=v.shape), dtype) for v in models[0].trainable_variables]
+        for optimizer in (ours, theirs):
+            optimizer.apply(gradients)
+    for before, one, other in zip(start, *(model.get_weights() for model in models), strict=True):
+        assert np.abs(one - before).max() > 1e-2
+        np.testing.assert_allclose(one, other, rtol=0, atol=bound * np.abs(other - before).max())
+    for one, other in zip(ours.variables[2:], theirs.variables[2:], strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=bound, atol=0)
+
+
 def test_biases_and_layer_normalisation_alone_are_not_decayed():
     encoder = BertEncoder(
         vocabulary_size=11,

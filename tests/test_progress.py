@@ -39,18 +39,20 @@ def test_tokens_padding_and_utilisation_are_shown_where_they_are_known(clock, ca
     with Progress("train", 4, peak_flops=1e12) as progress:
         for _ in range(3):
             clock[0] += 10.0
-            progress.advance(8, tokens=15_000, slots=20_000, flops=3e12)
+            progress.advance(8, tokens=15_000, slots=20_000, flops=3e12, waited=0.05)
     assert progress.rates() == pytest.approx(
         {
             "examples_per_second": 0.8,
             "tokens_per_second": 1500,
             "padding_share": 0.25,
             "model_flop_utilisation": 0.3,
+            "input_wait_share": 0.005,
         }
     )
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        "train: step 3/4, 00:10 left, 1,500 tokens/s, 25 % padding, 30.0 % of peak FLOP/s, 00:30 gone"
+        "train: step 3/4, 00:10 left, 1,500 tokens/s, 25 % padding, 30.0 % of peak FLOP/s, "
+        "0.5 % waiting for batches, 00:30 gone"
     )
 
 

@@ -60,6 +60,19 @@ def test_a_compiled_step_makes_the_same_update(replicas):
     assert _relative_difference("adamw", "float64", replicas=replicas, jit=True) <= 1e-12
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{}, pytest.param({"jit": True}, marks=_SLOW), pytest.param({"replicas": 2}, marks=_SLOW)],
+    ids=str,
+)
+def test_a_step_that_computes_blocks_again_makes_the_same_update_with_the_same_dropout(other):
+    start, one, _ = updates.run("adamw", "float64", dropout=0.1, **other)
+    _, again, _ = updates.run("adamw", "float64", dropout=0.1, recompute=True, **other)
+    _, without, _ = updates.run("adamw", "float64")
+    assert np.linalg.norm(one - without) > 1e-3 * np.linalg.norm(one - start)
+    assert np.linalg.norm(again - one) <= 1e-12 * np.linalg.norm(one - start)
+
+
 def run_workers(folder, program, *arguments):
     """Run a Python program as two workers on this machine; their outputs go to FOLDER/INDEX.log."""
     with socket.socket() as one, socket.socket() as other:

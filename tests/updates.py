@@ -94,10 +94,10 @@ def settings(optimizer="adamw", precision="float32", replicas=1, **changes):
 
 
 @functools.cache
-def run(optimizer, precision, replicas=1, accumulation=1, jit=False):
+def run(optimizer, precision, replicas=1, accumulation=1, jit=False, recompute=False, dropout=0.0):
     """-> weights before and after, [W] each, and the last scalars."""
-    train = settings(optimizer, precision, replicas, accumulation=accumulation, jit=jit)
-    strategy, _, model, _, step = built(train)
+    train = settings(optimizer, precision, replicas, accumulation=accumulation, jit=jit, recompute=recompute)
+    strategy, _, model, _, step = built(train, dropout=dropout, attention_dropout=dropout)
     start, bitten = flat(strategy, model.weights), 0
     for number in range(STEPS):
         scalars = step(tf.constant(number, tf.int64), batch(number), controls(train, number))

@@ -3,8 +3,8 @@
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from keras_bert_app.model.kernels import dense, lay_out, normalize
+    from keras_bert_app.model.kernels import dense, lay_out, normalize, run_block
 else:
-    from keras_bert_app.model.portable import dense, lay_out, normalize
+    from keras_bert_app.model.portable import dense, lay_out, normalize, run_block
 
-__all__ = ["dense", "lay_out", "normalize"]
+__all__ = ["dense", "lay_out", "normalize", "run_block"]

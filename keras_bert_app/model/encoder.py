@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_bert_app import features
-from keras_bert_app.model.arithmetic import dense, lay_out
+from keras_bert_app.model.arithmetic import dense, lay_out, run_block
 from keras_bert_app.model.attention import TransformerBlock, make_dense
 from keras_bert_app.model.embeddings import PACKAGE, BertEmbeddings
 from keras_bert_app.model.portable import ACTIVATIONS, at_least_float32
@@ -138,8 +138,8 @@ class BertEncoder(keras.layers.Layer):
         )
         states, attention_weights = [x], []
         for block in self.blocks:
-            x, weights = block(
-                x, mask=keras_mask, layout=layout, training=training, return_attention_weights=True
+            x, weights = run_block(
+                block, x, mask=keras_mask, layout=layout, training=training, return_attention_weights=True
             )
             attention_weights.append(weights)
             states.append(x)

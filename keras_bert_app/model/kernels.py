@@ -12,6 +12,7 @@ import contextlib
 import threading
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from keras_bert_app.model import portable
@@ -50,6 +51,37 @@ def observing(observe):
         yield
     finally:
         _scope.observe = None
+
+
+@contextlib.contextmanager
+def recomputation():
+    """Within it blocks keep their inputs alone for the backward pass, which computes the rest again."""
+    before = getattr(_scope, "recompute", False)
+    _scope.recompute = True
+    try:
+        yield
+    finally:
+        _scope.recompute = before
+
+
+def run_block(block, x, **arguments):
+    """As portable.run_block; within `recomputation` as in Chen et al. 2016, and without attention weights."""
+    if not getattr(_scope, "recompute", False):
+        return block(x, **arguments)
+    states = [
+        generator.state
+        for layer in block._flatten_layers()
+        for generator in getattr(layer, "_seed_generators", ())
+    ]
+    seeds = [(state, state.value) for state in states]
+
+    @tf.recompute_grad
+    def computed(x):
+        # Dropout has to draw the same again.
+        with keras.StatelessScope(seeds):
+            return block(x, **arguments)[0]
+
+    return computed(x), None
 
 
 def dense(x, layers, activation=None):

@@ -24,6 +24,11 @@ def at_least_float32(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
+def run_block(block, x, **arguments):
+    """What a block returns."""
+    return block(x, **arguments)
+
+
 def dense(x, layers, activation=None):
     """What the dense layers make of x, side by side: [..., H] -> [..., sum of their units].
 

@@ -19,6 +19,7 @@ from keras_bert_app.errors import Stopped, UserError
 from keras_bert_app.model.flops import text_lengths
 from keras_bert_app.training import checkpoints, heartbeat
 from keras_bert_app.training.plan import Plan, State
+from keras_bert_app.training.prefetch import Prefetcher
 from keras_bert_app.training.progress import Progress, say
 from keras_bert_app.training.step import (
     Controls,
@@ -74,13 +75,13 @@ class Trainer:
         with (
             _one_line_for_lost_workers(self.strategy, state),
             StopRequests() as requests,
+            Prefetcher() as prefetcher,
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
             Progress("train", total, state.step, self.train.peak_flops, share) as progress,
         ):
             while not (plan.is_over(state) or state.stopped_early):
                 plan.enter_phase(state)
-                batches, place = plan.batches(state)
-                batch = batches[place]
+                batch, waited = prefetcher.take(*plan.batches(state))
                 controls = Controls(
                     plan.learning_rate(state),
                     state.loss_scale,
@@ -93,7 +94,7 @@ class Trainer:
                 state.step += 1
                 state.seconds = seconds if plan.has_budget else 0.0
                 heartbeat.beat()
-                self._show(progress, batch, scalars, plan.done(state) / plan.total)
+                self._show(progress, batch, scalars, plan.done(state) / plan.total, waited)
                 if _point(plan.total, done_before) != _point(plan.total, plan.done(state)):
                     self._record(state, writer, scalars | {"learning_rate": controls.learning_rate})
                     self._summarise(state, writer, progress.rates())
@@ -110,7 +111,12 @@ class Trainer:
         return state
 
     def _show(
-        self, progress: Progress, batch: Mapping[str, tf.Tensor], scalars: Mapping[str, float], share: float
+        self,
+        progress: Progress,
+        batch: Mapping[str, tf.Tensor],
+        scalars: Mapping[str, float],
+        share: float,
+        waited: float,
     ) -> None:
         lengths = text_lengths(batch)
         num_rows, num_columns = batch[features.PADDING_MASK].shape  # [B, S]
@@ -121,6 +127,7 @@ class Trainer:
             slots=num_rows * num_columns,
             flops=self.flops(lengths),
             share=share,
+            waited=waited,
         )
 
     @property

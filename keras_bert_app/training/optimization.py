@@ -3,6 +3,7 @@
 import math
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_bert_app.config import TrainConfig
@@ -19,7 +20,37 @@ class _AlreadySummed:
 
 
 class ReducedAdamW(_AlreadySummed, keras.optimizers.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) for gradients that are summed over the replicas already."""
+    """AdamW (Loshchilov and Hutter 2019) for gradients that are summed over the replicas already.
+
+    It computes what Keras' own does, in two passes over the weights where that makes some twenty.
+    """
+
+    def _apply_weight_decay(self, variables):
+        """Nothing: `update_step` has it."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable, or one replica's copy of it, in place."""
+        if isinstance(variable, keras.Variable):
+            variable = variable.value
+        dtype = variable.dtype
+        rate, step = tf.cast(learning_rate, dtype), tf.cast(self.iterations + 1, dtype)
+        place = self._get_variable_index(variable)
+        if self._use_weight_decay(variable):
+            variable.assign(variable * (1 - rate * tf.cast(self.weight_decay, dtype)))
+        # TensorFlow's kernel goes over weights, moments and gradient once.
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[place].value.handle,
+            v=self._velocities[place].value.handle,
+            # As Keras has it, the powers are those of betas rounded to float32; tf.cast rounds.
+            beta1_power=tf.cast(self.beta_1, dtype) ** step,
+            beta2_power=tf.cast(self.beta_2, dtype) ** step,
+            lr=rate,
+            beta1=tf.constant(self.beta_1, dtype),
+            beta2=tf.constant(self.beta_2, dtype),
+            epsilon=tf.constant(self.epsilon, dtype),
+            grad=gradient,
+        )
 
 
 class ReducedLamb(_AlreadySummed, keras.optimizers.Lamb):

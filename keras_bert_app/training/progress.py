@@ -32,6 +32,7 @@ class _Mark:
     tokens: int = 0
     slots: int = 0
     flops: float = 0.0
+    waited: float = 0.0
 
 
 class Progress:
@@ -58,6 +59,7 @@ class Progress:
         self.stage, self.total, self.done, self.first, self.peak_flops = stage, total, done, done, peak_flops
         self._scalars: Mapping[str, float] = {}
         self._paused = 0.0
+        self._is_fed = False
         self._begun = now = time.monotonic()
         self._start = self._now = _Mark(now, now, self._share(done_share))
         self._marks = deque([self._start])
@@ -100,6 +102,7 @@ class Progress:
         slots: int = 0,
         flops: float = 0.0,
         share: float | None = None,
+        waited: float | None = None,
     ) -> None:
         """One step is done.
 
@@ -108,6 +111,7 @@ class Progress:
             tokens: in its examples, without padding; `slots`: with padding.
             flops: floating-point operations that the step needed.
             share: of the whole stage, done by now, from 0 to 1; None: by the number of steps.
+            waited: seconds for which the step had to wait for its batch; None: not measured.
         """
         self.done += 1
         self._scalars = scalars or self._scalars
@@ -120,7 +124,9 @@ class Progress:
             before.tokens + tokens,
             before.slots + slots,
             before.flops + flops,
+            before.waited + (waited or 0.0),
         )
+        self._is_fed = waited is not None
         self._mark(before)
         if self._bar is not None:
             self._bar.set_description_str(self._state(), refresh=False)
@@ -129,8 +135,9 @@ class Progress:
             self._print()
 
     def rates(self) -> dict[str, float]:
-        """`examples_per_second`, and where known `tokens_per_second`, `padding_share` of the slots, and
-        `model_flop_utilisation`, the needed operations a second as a share of the peak (PaLM, appendix B).
+        """`examples_per_second`, and where known `tokens_per_second`, `padding_share` of the slots,
+        `model_flop_utilisation`, the needed operations a second as a share of the peak (PaLM, appendix B),
+        and `input_wait_share`, the share of the time in which steps waited for their batches.
         """
         first, last = self._marks[0], self._now
         seconds = max(1e-9, last.active - first.active)
@@ -142,6 +149,8 @@ class Progress:
             rates["padding_share"] = 1 - tokens / slots
         if self.peak_flops and last.flops > first.flops:
             rates["model_flop_utilisation"] = (last.flops - first.flops) / seconds / self.peak_flops
+        if self._is_fed:
+            rates["input_wait_share"] = (last.waited - first.waited) / seconds
         return rates
 
     def _share(self, share: float | None) -> float:
@@ -185,6 +194,8 @@ class Progress:
             parts.append(f"{100 * rates['padding_share']:.0f} % padding")
         if "model_flop_utilisation" in rates:
             parts.append(f"{100 * rates['model_flop_utilisation']:.1f} % of peak FLOP/s")
+        if "input_wait_share" in rates:
+            parts.append(f"{100 * rates['input_wait_share']:.1f} % waiting for batches")
         return ", ".join([*parts, f"{_clock(self._now.time - self._begun)} gone"])
 
 

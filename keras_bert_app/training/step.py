@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_bert_app import features
 from keras_bert_app.config import TrainConfig
-from keras_bert_app.model.kernels import static_shapes
+from keras_bert_app.model.kernels import recomputation, static_shapes
 
 # Second halves of the seeds that rows are prepared with; dropout's is 0.
 _PREPARE_TRAINING, _PREPARE_EVALUATION = 1, 2
@@ -140,8 +140,13 @@ def _make_part_gradients(
                 for name, values in columns.items()
             }
 
-        shapes = static_shapes() if train.jit else contextlib.nullcontext()
-        with tf.GradientTape() as tape, dropout_seeds(model, seed, number, place), shapes:
+        with contextlib.ExitStack() as scopes:
+            if train.jit:
+                scopes.enter_context(static_shapes())
+            if train.recompute:
+                scopes.enter_context(recomputation())
+            tape = scopes.enter_context(tf.GradientTape())
+            scopes.enter_context(dropout_seeds(model, seed, number, place))
             outputs = model(inputs_of(model, batch), training=True)
             sums = shares_of_means(task.losses(outputs, batch))
             loss = tf.add_n(list(sums.values()))
