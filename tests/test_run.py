@@ -133,7 +133,10 @@ def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(config_of, tmp
             ["tokenize", "--source=vocab.txt", "--input=x.txt", "a text"],
             "give either texts, such as: run.py ",
         ),
-        (["tokenize", "--source=no/such.txt", "a text"], "no/such.txt: can't read the vocabulary"),
+        (
+            ["tokenize", "--source=no/such.txt", "a text"],
+            "'no/such.txt': no such file or folder, nor a packaged name",
+        ),
         (
             ["tokenize", "--source=minilm-l6", "--nolower_case", "a"],
             "--lower_case is for a vocab.txt; minilm-",
