@@ -11,8 +11,8 @@ from keras import ops
 
 from keras_bert_app import features
 from keras_bert_app.config import EncoderConfig
-from keras_bert_app.model.attention import SelfAttention
 from keras_bert_app.model.networks import Network
+from keras_bert_app.model.portable import Rows
 
 INPUTS = (features.TOKEN_IDS, features.SEGMENT_IDS, features.PADDING_MASK)
 
@@ -27,15 +27,14 @@ def versions() -> dict[str, str]:
     return {"jax": jax.__version__, "keras": keras.__version__}
 
 
-def fused_attention(layer, x, mask=None, training=None, return_attention_weights=False):
-    """SelfAttention.call by keras.ops.dot_product_attention, without dropout of the attention weights."""
-    batch, length = ops.shape(x)[:2]
-    shape = (batch, length, layer.num_heads, layer.hidden_dim // layer.num_heads)
-    query, key, value = (ops.reshape(part(x), shape) for part in (layer.query, layer.key, layer.value))
-    seen = mask[:, None, None, :] if len(mask.shape) == 2 else mask[:, None]
+def fused_attention(rows, projected, dropout):
+    """Rows.attend by keras.ops.dot_product_attention, without dropout, and without the attention weights."""
+    batch, length, width = ops.shape(projected)
+    split = ops.reshape(projected, (batch, length, 3, rows._num_heads, -1))
+    query, key, value = (split[:, :, place] for place in range(3))  # [B, S, N, D]
+    seen = rows._seen[:, None, None, :] if len(rows._seen.shape) == 2 else rows._seen[:, None]
     context = ops.dot_product_attention(query, key, value, mask=seen)  # [B, S, N, D]
-    output = layer.output_dense(ops.reshape(context, (batch, length, layer.hidden_dim)))
-    return (output, None) if return_attention_weights else output
+    return ops.reshape(context, (batch, length, width // 3)), None
 
 
 def masked_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -104,8 +103,8 @@ class Side:
         )
         self._batch, self._steps = {name: jnp.array(array) for name, array in batch.items()}, steps
         self._fixed, weights = self._model.non_trainable_variables, self._model.trainable_variables
-        own = SelfAttention.call
-        SelfAttention.call = fused_attention if fused else own
+        own = Rows.attend
+        Rows.attend = fused_attention if fused else own
         try:
             if work == "forward":
                 arguments = (values(weights), values(self._fixed))
@@ -116,7 +115,7 @@ class Side:
                 step = jax.jit(make_train(self._model, optimizer, packed), donate_argnums=(0, 1, 2))
                 traced = step.lower(*arguments, self._batch)
         finally:
-            SelfAttention.call = own
+            Rows.attend = own
         self._compiled, self._state, self._work = traced.compile(), arguments, work
         sizes = self._compiled.memory_analysis()
         self.peak_bytes = (
