@@ -13,12 +13,29 @@ from pathlib import Path
 
 from keras_bert_app import command_line
 from keras_bert_app import config as configuration
-from keras_bert_app.command_line import CONFIG, FLAGS, listed, real_number, string, whole_number, yes_or_no
+from keras_bert_app.command_line import FLAGS
 from keras_bert_app.errors import Stopped, UserError, needing_beam
+from keras_bert_app.verb_flags import (
+    EXPORT_OPTIONS,
+    FORMATS,
+    TAKES,
+    TOKENIZER_OPTIONS,
+    VERB_FLAGS,
+    VOCABULARY_OPTIONS,
+)
+
+
+def _start_tensorflow():
+    """Import it, which takes seconds: after what can be refused without it."""
+    from keras_bert_app import quiet_tensorflow  # noqa: F401
 
 
 def vocab():
     """Learn a vocabulary from the documents of --input: text with blank lines between them, or .jsonl."""
+    from keras_bert_app.data.documents import input_files
+
+    input_files([FLAGS.input])
+    _start_tensorflow()
     from keras_bert_app.text.tokenizer import TokenizerOptions
     from keras_bert_app.training import pretraining
 
@@ -35,9 +52,7 @@ def tokenize(*texts):
     """
     from keras_bert_app import features
     from keras_bert_app.data.readers import read_texts
-    from keras_bert_app.text import comparison
-    from keras_bert_app.text.tokenizer import BertTokenizer
-    from keras_bert_app.training import initial
+    from keras_bert_app.training import places
 
     if bool(texts) == bool(FLAGS.input):
         raise UserError(
@@ -46,6 +61,12 @@ def tokenize(*texts):
     given = [os.fsencode(text) for text in texts]
     if FLAGS.input:
         given = (row[features.TEXT] for row in read_texts(FLAGS.input, {features.TEXT: features.TEXT}))
+    places.require_source(FLAGS.source)
+    _start_tensorflow()
+    from keras_bert_app.text import comparison
+    from keras_bert_app.text.tokenizer import BertTokenizer
+    from keras_bert_app.training import initial
+
     tokenizer = BertTokenizer(*initial.load_tokenizer(FLAGS.source, _given(TOKENIZER_OPTIONS)))
     if not FLAGS.compare:
         return print(comparison.table(tokenizer, list(given)))
@@ -70,36 +91,51 @@ def _given(chosen):
 def prepare():
     """Turn the documents of --input into examples for pretraining; goes on where one was interrupted."""
     from keras_bert_app.data import workers
+    from keras_bert_app.data.documents import input_files
+    from keras_bert_app.training import places
 
+    config = configuration.freeze(FLAGS.config)
+    input_files([FLAGS.input])
+    places.require_source(config.init)
     num_workers = FLAGS.num_workers or _num_cores()
     if num_workers > 1 and not FLAGS.beam:
         workers.start_importing("keras_bert_app.quiet_tensorflow", "keras_bert_app.data.pretraining")
-    from keras_bert_app import quiet_tensorflow  # noqa: F401
+    _start_tensorflow()
     from keras_bert_app.training import pretraining
 
-    config = configuration.freeze(FLAGS.config)
     print(pretraining.prepare(config, FLAGS.input, Path(FLAGS.output), num_workers, FLAGS.beam))
 
 
 def pretrain():
     """Pretrain an encoder in a workdir, or go on where one was interrupted; then evaluate it."""
+    from keras_bert_app.training import places
+
+    config = configuration.freeze(FLAGS.config)
+    places.require_source(config.init)
+    _start_tensorflow()
     from keras_bert_app.training import pretraining
 
-    _train(pretraining.pretrain)
+    _train(pretraining.pretrain, config)
 
 
 def finetune():
     """Fine-tune a classifier in a workdir, or go on where one was interrupted; then evaluate it."""
+    from keras_bert_app.training import places
+
+    config = configuration.freeze(FLAGS.config)
+    places.require_texts(config.data)
+    places.require_source(config.init)
+    _start_tensorflow()
     from keras_bert_app.training import finetuning
 
-    _train(finetuning.finetune)
+    _train(finetuning.finetune, config)
 
 
-def _train(train):
+def _train(train, config):
     from keras_bert_app import evaluation
     from keras_bert_app.training.strategy import is_chief, make_strategy
 
-    config, workdir = configuration.freeze(FLAGS.config), Path(FLAGS.workdir)
+    workdir = Path(FLAGS.workdir)
     train(config, workdir)
     if is_chief(make_strategy(config.train)):
         print(evaluation.evaluate_test(workdir))
@@ -134,9 +170,16 @@ def launch(*arguments):
 
 def evaluate():
     """Metrics and a report of a workdir's best checkpoint: on --input, else on the run's own test set."""
-    from keras_bert_app import evaluation
+    from keras_bert_app.data import sources
+    from keras_bert_app.training import places
 
     workdir = Path(FLAGS.workdir)
+    places.require_run(workdir)
+    if FLAGS.input:
+        sources.resolve(FLAGS.input, {})
+    _start_tensorflow()
+    from keras_bert_app import evaluation
+
     if FLAGS.input:
         print(evaluation.evaluate_file(workdir, FLAGS.input, FLAGS.output and Path(FLAGS.output)))
     else:
@@ -150,12 +193,22 @@ def predict():
     A run (--workdir) answers, or a bundle (--export_dir: its newest version, or the folder of one). With
     --beam workers do, who see input, output and bundle under the same paths; interrupted, that starts anew.
     """
-    from keras_bert_app.scoring import models, parts, resumable
+    from keras_bert_app.data.documents import input_files
+    from keras_bert_app.export.versions import newest_version
+    from keras_bert_app.training import places
 
     if bool(FLAGS.workdir) == bool(FLAGS.export_dir):
         raise UserError("predict takes either a run's --workdir or a bundle's --export_dir")
     if FLAGS.beam and FLAGS.workdir:
         raise UserError("--beam takes a bundle: run.py export writes one, give it as --export_dir")
+    if FLAGS.workdir:
+        places.require_run(Path(FLAGS.workdir))
+    else:
+        newest_version(Path(FLAGS.export_dir))
+    input_files([FLAGS.input])
+    _start_tensorflow()
+    from keras_bert_app.scoring import models, parts, resumable
+
     output, columns = Path(FLAGS.output), models.given_columns(FLAGS.text_column, FLAGS.pair_column)
     if FLAGS.workdir:
         model = models.open_run(Path(FLAGS.workdir), columns)
@@ -177,6 +230,12 @@ def import_():
     The source is a folder or file, or a packaged name. What it lacks, a head or the pooler, starts fresh
     only where --fresh names it.
     """
+    from keras_bert_app.files import require_free
+    from keras_bert_app.training import places
+
+    require_free(Path(FLAGS.output))
+    places.require_source(FLAGS.source)
+    _start_tensorflow()
     from keras_bert_app.training import importing
 
     options = _given(VOCABULARY_OPTIONS) if FLAGS.tokenizer else None
@@ -185,11 +244,16 @@ def import_():
 
 def publish():
     """A run's best checkpoint for others: a Hugging Face or KerasHub folder, Google's checkpoint, .keras."""
+    from keras_bert_app.files import require_free
+    from keras_bert_app.training import places
+
+    if FLAGS.format not in FORMATS:
+        raise UserError(f"--format is {FLAGS.format!r}; it takes one of {', '.join(FORMATS)}")
+    places.require_run(Path(FLAGS.workdir))
+    require_free(Path(FLAGS.output))
+    _start_tensorflow()
     from keras_bert_app.export import publishing
 
-    formats = (*publishing.FORMATS, publishing.KERAS)
-    if FLAGS.format not in formats:
-        raise UserError(f"--format is {FLAGS.format!r}; it takes one of {', '.join(formats)}")
     print(publishing.publish(Path(FLAGS.workdir), FLAGS.format, Path(FLAGS.output)))
 
 
@@ -198,24 +262,36 @@ def inspect(*sources):
 
     run.py inspect SOURCE
     """
-    from keras_bert_app import inspection
+    from keras_bert_app.training import places
 
     if len(sources) != 1:
         raise UserError("inspect takes one source, such as: run.py inspect runs/sentiment")
+    places.require_source(sources[0])
+    _start_tensorflow()
+    from keras_bert_app import inspection
+
     print(inspection.inspect(sources[0]))
 
 
 def export():
     """Write a workdir's best checkpoint as the next version of a bundle for TensorFlow Serving."""
-    from keras_bert_app.export import bundle
     from keras_bert_app.export.options import ExportOptions
+    from keras_bert_app.training import places
 
     options = ExportOptions(**_given(EXPORT_OPTIONS))
+    places.require_run(Path(FLAGS.workdir))
+    _start_tensorflow()
+    from keras_bert_app.export import bundle
+
     print(f"exported {bundle.export(Path(FLAGS.workdir), Path(FLAGS.export_dir), options)}")
 
 
 def verify():
     """Prove that a bundle stands alone: moved, run without this project and without Python TensorFlow."""
+    from keras_bert_app.export.versions import newest_version
+
+    newest_version(Path(FLAGS.export_dir))
+    _start_tensorflow()
     from keras_bert_app.export import verification
 
     print(verification.verify(Path(FLAGS.export_dir), FLAGS.server_version))
@@ -223,8 +299,12 @@ def verify():
 
 def serve():
     """Serve a bundle over gRPC and REST: by tensorflow_model_server if installed, else by our own."""
+    from keras_bert_app.export.versions import newest_version
     from serving import server
 
+    if server.stock_command(FLAGS.port, FLAGS.model, FLAGS.export_dir) is None:
+        newest_version(Path(FLAGS.export_dir))
+        _start_tensorflow()
     server.run(
         FLAGS.export_dir,
         FLAGS.model or Path(FLAGS.export_dir).resolve().name,
@@ -303,13 +383,12 @@ def loadtest():
     slowly they are answered; without it, the highest rate is searched for at which 99 in 100 are answered
     within --target_p99_ms. Texts are those of --input, else made up. --model may be MODEL@VERSION or @LABEL.
     """
-    from keras_bert_app.files import atomic_directory, is_taken
+    from keras_bert_app.files import atomic_directory, require_free
     from serving import latency
     from serving import loadtest as load
 
     output = Path(FLAGS.output)
-    if is_taken(output):
-        raise UserError(f"{output} is there already; give another --output")
+    require_free(output)
     with _told():
         rates = FLAGS.rate and load.parse_rates(FLAGS.rate)
         target, names = _text_model(f"{FLAGS.target or 'localhost:8500'}/{FLAGS.model}")
@@ -400,157 +479,26 @@ def _num_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-WORKDIR = string("workdir", "the run's folder")
-INPUT = string(
-    "input", "file to read; for vocab, prepare and predict also a folder, or a pattern such as 'texts/*.txt'"
-)
-OUTPUT = string(
-    "output",
-    "file (vocab, predict, compare) or folder (prepare, evaluate, import, publish, loadtest) to write",
-)
-VOCAB_SIZE = whole_number("vocab_size", "entries of the vocabulary at most", 30000, least=1)
-VOCABULARY_OPTIONS = (
-    yes_or_no("lower_case", "lower-case, as is the default; --nolower_case doesn't"),
-    yes_or_no("strip_accents", "delete accents; if not given, as lower_case; --nostrip_accents doesn't"),
-    yes_or_no(
-        "split_chinese", "make each Chinese character a word, as is the default; --nosplit_chinese doesn't"
-    ),
-)
-NEVER_SPLIT = listed(
-    "never_split",
-    "pieces, with commas between, that stand for themselves where a text has them, such as [MASK]",
-)
-TOKENIZER_OPTIONS = (*VOCABULARY_OPTIONS, NEVER_SPLIT)
-SOURCE = string(
-    "source",
-    "a run's or Hugging Face folder, a packaged name (minilm-l6), or a vocab.txt, which the options are for",
-)
-FROM = string(
-    "source", "a folder or file of weights, such as a Hugging Face folder, or a packaged name (minilm-l6)"
-)
-FRESH = listed(
-    "fresh", "layers, with commas between, that the source lacks and that start fresh: pooler, head"
-)
-PAIRS = yes_or_no("pairs", "the classifier is asked about pairs of texts", False)
-TOKENIZER = yes_or_no(
-    "tokenizer", "take the tokenizer too; --notokenizer for one of another kind than WordPiece", True
-)
-FORMAT = string("format", "huggingface, google, kerashub or keras")
-COMPARE = string("compare", "a Hugging Face folder, whose tokenizer is asked too")
-NUM_WORKERS = whole_number("num_workers", "processes; if not given, one a core", least=1)
-BEAM = string(
-    "beam",
-    "options of an Apache Beam pipeline that does the work, such as '--runner=FlinkRunner --flink_master=…'",
-    "",
-)
-TEXT_COLUMN = string("text_column", "column of the texts; if not given, as in the run's config, or text")
-PAIR_COLUMN = string("pair_column", "column of the second texts, where the model is asked about pairs")
-WORKERS = whole_number("num_workers", "processes to start", 2, least=1)
-HANG_SECONDS = whole_number(
-    "hang_seconds",
-    "so long without a sign of life (600 before the first, if that is more), a process hangs; "
-    "more than a compilation or a checkpoint takes",
-    300,
-    least=1,
-)
-RESTARTS = whole_number("restarts", "at most so many in a row without a new checkpoint", 3)
-EXPORT_OPTIONS = (
-    whole_number("top_k", "also give so many of the likeliest labels with their scores"),
-    yes_or_no(
-        "calibrate",
-        "fit a temperature on the run's evaluation split, so that scores are as often right as they say, or "
-        "each label's threshold where texts have several; measured on its test split",
-        False,
-    ),
-    real_number("abstain", "give no label where the calibrated score is lower, such as 0.8; calibrates too"),
-    string(
-        "precision", "of the weights: float32, bfloat16 or int8, measured on the evaluation split", "float32"
-    ),
-    real_number("max_loss", "accuracy that the precision may cost; 0.01 is one point", 0.01),
-    whole_number(
-        "keep", "versions to keep, the new one among them; older ones are removed; if not given, all"
-    ),
-)
-EXPORT_DIR = string("export_dir", "folder of a bundle's versions")
-SERVER_VERSION = string(
-    "server_version", "refuse a bundle that a stock model server of this version can't load, such as 2.19"
-)
-MODEL = string("model", "name of the model at the server; for serve: the name of the folder if not given")
-TARGET = string(
-    "target",
-    "the server's address, several with commas between; if not given, port 8500, or 8501 with --rest",
-)
-VERSION = whole_number("version", "version to ask; if not given, the latest")
-VERSION_LABEL = string("version_label", "label of the version to ask, such as canary")
-SIGNATURE = string("signature", "signature to ask; if not given, the model's default")
-TIMEOUT = whole_number("timeout", "seconds to wait for 1,024 answers, retries included; 0: without end", 60)
-REST = yes_or_no("rest", "ask over REST, not gRPC", False)
-ASKED_PAIRS = yes_or_no("pairs", "ask about pairs of texts", False)
-TLS = (
-    yes_or_no("tls", "encrypt, trusting the well-known authorities; the flags below imply it", False),
-    string("root_certificates", "PEM file of the authorities to trust in place of those"),
-    string("client_certificate", "PEM file of the client's own certificate, for servers that ask for one"),
-    string("client_key", "PEM file of its key"),
-    string("server_name", "the name in the server's certificate, where it isn't the address' host"),
-)
-HOST = string("host", "address that the embedded server listens on", "127.0.0.1")
-PORT = whole_number("port", "gRPC port", 8500, most=65535)
-REST_PORT = whole_number("rest_api_port", "REST port; -1: no REST", 8501, least=-1, most=65535)
-BATCHING = yes_or_no(
-    "enable_batching", "compute requests that come together together, as the bundle proposes", False
-)
-
-RATE = string("rate", "requests a second: one rate, or several that rise, such as 50,100,200")
-DURATION_S = real_number("duration_s", "seconds that a rate is measured", 10.0, least=0.1)
-WARMUP_S = real_number("warmup_s", "seconds that a rate is kept up before, uncounted", 2.0)
-TARGET_P99_MS = real_number("target_p99_ms", "99 in 100 requests are to be answered within it", 100.0, 0.1)
-SEED = whole_number("seed", "of the arrivals and of the texts", 0)
-A = string("a", "who is asked: host:port[/MODEL][@VERSION or @LABEL]")
-B = string("b", "who is asked the same")
-TOLERANCE = real_number("tolerance", "numbers may differ by so much", 0.0)
-MAX_DISAGREEMENT = real_number("max_disagreement", "share that may differ; any if not given", most=1.0)
-LIMIT = whole_number("limit", "changes to print, the most confident first", 20)
-
 LAUNCHED = ("pretrain", "finetune")
+_FUNCTIONS = (
+    vocab,
+    tokenize,
+    prepare,
+    pretrain,
+    finetune,
+    launch,
+    evaluate,
+    predict,
+    import_,
+    publish,
+    inspect,
+)
+_FUNCTIONS += (export, verify, serve, query, loadtest, compare, demo)
 # Verb -> what it does, its flags, and those of them that must be given.
 VERBS = {
-    "vocab": (vocab, (INPUT, OUTPUT, VOCAB_SIZE, *VOCABULARY_OPTIONS), ("input", "output")),
-    "tokenize": (tokenize, (SOURCE, INPUT, COMPARE, *TOKENIZER_OPTIONS), ("source",)),
-    "prepare": (prepare, (CONFIG, INPUT, OUTPUT, NUM_WORKERS, BEAM), ("config", "input", "output")),
-    "pretrain": (pretrain, (CONFIG, WORKDIR), ("config", "workdir")),
-    "finetune": (finetune, (CONFIG, WORKDIR), ("config", "workdir")),
-    "launch": (launch, (WORKERS, HANG_SECONDS, RESTARTS), ()),
-    "evaluate": (evaluate, (WORKDIR, INPUT, OUTPUT), ("workdir",)),
-    "predict": (
-        predict,
-        (WORKDIR, EXPORT_DIR, INPUT, OUTPUT, TEXT_COLUMN, PAIR_COLUMN, BEAM),
-        ("input", "output"),
-    ),
-    "import": (import_, (FROM, OUTPUT, FRESH, PAIRS, TOKENIZER, *VOCABULARY_OPTIONS), ("source", "output")),
-    "publish": (publish, (WORKDIR, FORMAT, OUTPUT), ("workdir", "format", "output")),
-    "inspect": (inspect, (), ()),
-    "export": (export, (WORKDIR, EXPORT_DIR, *EXPORT_OPTIONS), ("workdir", "export_dir")),
-    "verify": (verify, (EXPORT_DIR, SERVER_VERSION), ("export_dir",)),
-    "serve": (serve, (EXPORT_DIR, MODEL, HOST, PORT, REST_PORT, BATCHING), ("export_dir",)),
-    "query": (
-        query,
-        (TARGET, MODEL, INPUT, ASKED_PAIRS, SIGNATURE, VERSION, VERSION_LABEL, TIMEOUT, REST, *TLS),
-        ("model",),
-    ),
-    "loadtest": (
-        loadtest,
-        (TARGET, MODEL, SIGNATURE, INPUT, RATE, TARGET_P99_MS, DURATION_S, WARMUP_S, SEED, OUTPUT, *TLS),
-        ("model", "output"),
-    ),
-    "compare": (
-        compare,
-        (A, B, MODEL, SIGNATURE, INPUT, TOLERANCE, MAX_DISAGREEMENT, LIMIT, OUTPUT, *TLS),
-        ("a", "b", "input"),
-    ),
-    "demo": (demo, (), ()),
+    function.__name__.strip("_"): (function, *VERB_FLAGS[function.__name__.strip("_")])
+    for function in _FUNCTIONS
 }
-# What verbs take besides flags; see command_line.parse.
-TAKES = {"tokenize": "texts", "query": "texts", "inspect": "texts", "launch": "verb"}
 
 
 def main(arguments: list[str]) -> None:
@@ -570,10 +518,7 @@ def main(arguments: list[str]) -> None:
     function, verb_flags, required = VERBS[verb]
     if any(argument in ("--help", "-h", "--helpfull") for argument in rest):
         return print(command_line.usage(verb, function.__doc__, verb_flags, required))
-    texts = command_line.parse(verb, rest, verb_flags, required, TAKES.get(verb, ""))
-    if function not in (query, loadtest, compare, demo, launch, prepare):
-        from keras_bert_app import quiet_tensorflow  # noqa: F401
-    return function(*texts)
+    return function(*command_line.parse(verb, rest, verb_flags, required, TAKES.get(verb, "")))
 
 
 def usage() -> str:

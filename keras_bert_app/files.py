@@ -74,6 +74,16 @@ def is_taken(path: str | os.PathLike) -> bool:
     return os.path.lexists(path) and (not os.path.isdir(path) or bool(os.listdir(path)))
 
 
+def require_free(output: Path) -> None:
+    """Refuse an output that is there already, but for an empty folder.
+
+    Raises:
+        UserError: it is.
+    """
+    if is_taken(output):
+        raise UserError(f"{output} is there already; give another --output")
+
+
 def _umask() -> int:
     """The process's umask; it can only be read by setting it."""
     mask = os.umask(0o022)

@@ -18,6 +18,7 @@ from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle, c_api, verification
 from keras_bert_app.export.options import ExportOptions
+from keras_bert_app.export.versions import version_folders
 from keras_bert_app.tasks import ClassificationTask
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.training import workdir as folders
@@ -231,7 +232,7 @@ def test_versions_count_up_from_the_highest_there(tmp_path):
     for name in ("2", "10", "old", ".11.x.tmp"):
         (tmp_path / name).mkdir()
     (tmp_path / "12").touch()
-    assert bundle.versions(tmp_path) == [2, 10]
+    assert [path.name for path in version_folders(tmp_path)] == ["2", "10"]
     assert bundle.next_version(tmp_path) == 11
 
 

@@ -10,7 +10,9 @@ import transformers
 from conftest import fresh_flags, tiny_config, tiny_rows
 
 import run
+from keras_bert_app import verb_flags
 from keras_bert_app.errors import UserError
+from keras_bert_app.export import publishing
 from keras_bert_app.text.vocabulary import Vocabulary
 
 # ml_collections' own, when it loads a config file.
@@ -133,7 +135,10 @@ def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(config_of, tmp
             ["tokenize", "--source=vocab.txt", "--input=x.txt", "a text"],
             "give either texts, such as: run.py ",
         ),
-        (["tokenize", "--source=no/such.txt", "a text"], "no/such.txt: can't read the vocabulary"),
+        (
+            ["tokenize", "--source=no/such.txt", "a text"],
+            "'no/such.txt': no such file or folder, nor a packaged name",
+        ),
         (
             ["tokenize", "--source=minilm-l6", "--nolower_case", "a"],
             "--lower_case is for a vocab.txt; minilm-",
@@ -228,19 +233,91 @@ def test_the_help_lists_every_verb_and_brings_no_heavy_library():
     assert all(f"\n  {verb} " in shown.stdout for verb in run.VERBS)
 
 
-def test_a_mistake_ends_with_code_2_and_one_line_before_tensorflow_starts(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["finetune", SENTIMENT, "--workdir=w", "--config.train.epochs=0"],
+            "config.train.epochs is 0;",
+        ),
+        (
+            ["finetune", SENTIMENT, "--workdir=w", "--config.data.train=no.csv"],
+            "no.csv: no such file",
+        ),
+        (["finetune", "--config=configs/classification.py", "--workdir=w"], "config.data.train is not set"),
+        (
+            ["pretrain", "--config=configs/pretrain_cpu.py", "--workdir=w", "--config.init=no"],
+            "'no': no such",
+        ),
+        (["prepare", "--config=configs/pretrain_cpu.py", "--input=no", "--output=x"], "no: no such file"),
+        (["vocab", "--input=no", "--output=x"], "no: no such file"),
+        (["tokenize", "--source=no", "a"], "'no': no such file or folder"),
+        (["tokenize", "--source=README.md"], "give either texts"),
+        (["evaluate", "--workdir=no"], "no is no run's folder"),
+        (["predict", "--workdir=no", "--input=README.md", "--output=x"], "no is no run's folder"),
+        (["predict", "--export_dir=no", "--input=README.md", "--output=x"], "no has no version folder"),
+        (["import", "--source=no", "--output=x"], "'no': no such file or folder"),
+        (["import", "--source=no", "--output=docs"], "docs is there already"),
+        (
+            ["publish", "--workdir=no", "--format=tar", "--output=x"],
+            "--format is 'tar'; it takes one",
+        ),
+        (["inspect", "no"], "'no': no such file or folder"),
+        (["export", "--workdir=no", "--export_dir=x"], "no is no run's folder"),
+        (["export", "--workdir=no", "--export_dir=x", "--precision=int7"], "--precision is 'int7'"),
+        (["verify", "--export_dir=no"], "no has no version folder"),
+        (["serve", "--export_dir=no"], "no has no version folder"),
+        (["query", "--model=m", "--input=no"], "no: "),
+        (["loadtest", "--model=m", "--output=docs"], "docs is there already"),
+        (["compare", "--a=x", "--b=y", "--model=m", "--input=no"], "'x' is no address"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_line_before_tensorflow_starts(tmp_path, arguments, message):
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was started')\n")
     answer = subprocess.run(
-        [sys.executable, "run.py", "finetune", SENTIMENT, "--workdir=w", "--config.train.epochs=0"],
+        [sys.executable, "run.py", *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
     )
     assert answer.returncode == 2
-    assert answer.stderr.startswith("error: config.train.epochs is 0; it takes at least 1")
+    assert answer.stderr.startswith("error: ") and message in answer.stderr
     assert (answer.stderr.count("\n"), answer.stdout) == (1, "")
+
+
+def test_tensorflow_comes_without_what_it_and_keras_can_do_without():
+    program = (
+        "import gc, sys\n"
+        "from keras_bert_app import quiet_tensorflow, evaluation\n"
+        "from keras_bert_app.export import bundle, verification\n"
+        "heavy = {'sklearn', 'matplotlib', 'jax', 'torch', 'transformers', 'keras_hub', 'kagglehub'}\n"
+        "heavy |= {'scipy.stats', 'scipy.optimize', 'scipy.spatial', 'scipy.cluster'}\n"
+        "print(*heavy & set(sys.modules))\n"
+        "print(gc.isenabled())\n"
+        "import sklearn.metrics, matplotlib.figure\n"  # as reports take them
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert answer.stdout.splitlines() == ["", "True"]
+
+
+@pytest.mark.parametrize("client", ["client", "rest_client"])
+def test_the_clients_ask_without_tensorflow(client):
+    program = (
+        f"import sys, run, serving.query, serving.{client}, keras_bert_app.data.readers\n"
+        "print(*{'tensorflow', 'keras', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert answer.stdout == "\n"
+
+
+def test_the_formats_that_publish_takes_are_those_that_there_are():
+    assert (*publishing.FORMATS, publishing.KERAS) == verb_flags.FORMATS
 
 
 def started(*arguments):

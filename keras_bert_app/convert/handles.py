@@ -20,6 +20,12 @@ _FILES = ["*.json", "vocab.txt", "assets/*", "model*.safetensors", "*.weights.h5
 _PICKLE = "pytorch_model.bin"
 
 
+def is_handle(source: str) -> bool:
+    """Whether it may name weights on a hub; of KerasHub's own names only KerasHub knows."""
+    preset = _PRESET.fullmatch(source) and not Path(source).exists()
+    return source.startswith((HUGGINGFACE, KAGGLE)) or bool(preset)
+
+
 def fetch(source: str) -> tuple[Path, dict[str, Any]] | None:
     """Download what a handle names, or find it in the cache; None for what is no handle.
 
@@ -63,7 +69,7 @@ def _kaggle(handle: str) -> Path:
 
 def _kerashub_handle(name: str) -> str | None:
     """The handle that KerasHub has for one of its presets; None for another name."""
-    if not _PRESET.fullmatch(name) or Path(name).exists():
+    if not is_handle(name):
         return None
     import keras_hub
 

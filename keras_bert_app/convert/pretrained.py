@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from keras_bert_app.errors import UserError
 from keras_bert_app.model import BertEncoder
 from keras_bert_app.model.networks import Network
-from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # it brings TensorFlow, which tables of rows do without
+    from keras_bert_app.text.tokenizer import TokenizerOptions
 
 # Layers that a model may have and weights lack, or the reverse.
 OPTIONAL = frozenset({"pooler", "head", "masked_head", "pair_head"})
@@ -44,7 +46,7 @@ class Pretrained:
     network: Network
     encoder: Mapping[str, Any]
     vocabulary: Vocabulary | None
-    tokenizer_options: TokenizerOptions
+    tokenizer_options: "TokenizerOptions"
     tensors: Mapping[str, Tensor]
     missing: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)

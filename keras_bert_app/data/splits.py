@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from scipy.cluster.hierarchy import DisjointSet
+import scipy
 
 from keras_bert_app import features
 from keras_bert_app.data.readers import Record
@@ -26,7 +26,7 @@ def hold_out(records: Sequence[Record], fraction: float, salt: str) -> tuple[lis
 
 def connected_keys(records: Sequence[Record]) -> list[str]:
     """For each record the name of the connected set it belongs to: equal text or equal group connects."""
-    links = DisjointSet()
+    links = scipy.cluster.hierarchy.DisjointSet()
     for record in records:
         text = _text_key(record)
         links.add(text)

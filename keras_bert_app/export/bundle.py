@@ -9,7 +9,6 @@
 """
 
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from keras_bert_app.export.c_api import encode_tensor
 from keras_bert_app.export.freezing import FrozenNetwork
 from keras_bert_app.export.options import PLAIN, TOLERANCES, ExportOptions
 from keras_bert_app.export.preparation import prepare
+from keras_bert_app.export.versions import version_folders
 from keras_bert_app.files import atomic_directory
 from keras_bert_app.tasks.signatures import METHOD_NAMES
 from keras_bert_app.training import workdir as folders
@@ -96,7 +96,7 @@ def export(workdir: Path, export_dir: Path, options: ExportOptions = PLAIN) -> P
 
 def prune(export_dir: Path, keep: int) -> None:
     """Remove all versions but the `keep` highest; none is ever seen in part."""
-    for old in _version_folders(export_dir)[:-keep]:
+    for old in version_folders(export_dir)[:-keep]:
         # A name that no server takes for a version's, like those of folders that are being written.
         with tempfile.TemporaryDirectory(prefix=f".{old.name}.", suffix=".tmp", dir=export_dir) as away:
             os.rename(old, Path(away) / old.name)
@@ -134,18 +134,7 @@ def next_version(export_dir: Path) -> int:
     """
     if export_dir.exists() and not export_dir.is_dir():
         raise UserError(f"{export_dir} is a file; give a folder as --export_dir")
-    return 1 + max(versions(export_dir), default=0)
-
-
-def versions(export_dir: Path) -> list[int]:
-    """The versions in a folder, lowest first: what TensorFlow Serving would see there."""
-    return [int(path.name) for path in _version_folders(export_dir)]
-
-
-def _version_folders(export_dir: Path) -> list[Path]:
-    entries = export_dir.iterdir() if export_dir.is_dir() else ()
-    found = (path for path in entries if path.is_dir() and re.fullmatch(r"\d+", path.name))
-    return sorted(found, key=lambda path: int(path.name))
+    return 1 + max((int(path.name) for path in version_folders(export_dir)), default=0)
 
 
 def describe(workdir: Path, description: folders.ModelDescription, step: int) -> dict[str, Any]:

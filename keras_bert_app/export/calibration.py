@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+import scipy
 
 from keras_bert_app.tasks.metrics import (
     calibration_bins,

@@ -13,7 +13,7 @@ from keras_bert_app.config import EncoderConfig, complete_encoder, to_dict
 from keras_bert_app.convert.formats import FORMATS
 from keras_bert_app.convert.pretrained import Pretrained
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory, is_taken
+from keras_bert_app.files import atomic_directory, require_free
 from keras_bert_app.text.vocabulary import SPECIAL_TOKENS
 from keras_bert_app.training import initial
 from keras_bert_app.training import workdir as folders
@@ -42,8 +42,7 @@ def publish(workdir: Path, format: str, output: Path) -> str:
     Raises:
         UserError: the folder is no run's, `output` is there already, or the format can't hold the network.
     """
-    if is_taken(output):
-        raise UserError(f"{output} is there already; give another --output")
+    require_free(output)
     if format == KERAS:
         if output.suffix != ".keras" or output.is_dir():
             raise UserError(f"--output={output}: a Keras model is a file whose name ends in .keras")

@@ -15,6 +15,7 @@ import numpy as np
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import batching, bundle, c_api, contents, operations, saved_model, warmup
 from keras_bert_app.export.options import TOLERANCES
+from keras_bert_app.export.versions import newest_version
 from keras_bert_app.training.progress import say
 from keras_bert_app.training.workdir import read_json
 
@@ -194,20 +195,6 @@ def check_answer(where: str, request: Mapping[str, Any], answer: Mapping[str, An
             raise UserError(
                 f"{where}: {name} has shape {tensor['shape']} for {_num_rows(request)} rows; export it again"
             )
-
-
-def newest_version(export_dir: Path) -> Path:
-    """The folder of the newest version, or `export_dir` itself where it is one.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (export_dir / "saved_model.pb").exists():
-        return export_dir
-    versions = bundle.versions(export_dir)
-    if not versions:
-        raise UserError(f"{export_dir} has no version folder; `run.py export` writes one")
-    return export_dir / str(versions[-1])
 
 
 def ask(where: str, script: str, path: Path, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

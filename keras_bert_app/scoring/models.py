@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
-from keras_bert_app.export.verification import newest_version
+from keras_bert_app.export.versions import newest_version
 from keras_bert_app.scoring.answering import SIGNATURE, Answerer, load_bundle
 from keras_bert_app.tasks.signatures import with_pooled
 from keras_bert_app.training import checkpoints

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import scipy.special
+import scipy
 import tensorflow as tf
 
 from keras_bert_app import features

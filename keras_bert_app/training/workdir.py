@@ -28,6 +28,7 @@ from keras_bert_app.text.packing import TextPacker
 from keras_bert_app.text.tokenizer import BertTokenizer, TokenizerOptions
 from keras_bert_app.text.vocabulary import Vocabulary
 from keras_bert_app.training import checkpoints
+from keras_bert_app.training.places import require_run
 
 FORMAT_VERSION = 1
 # What a model.json without the key means.
@@ -72,9 +73,8 @@ def read_config(workdir: Path) -> configuration.Config:
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
-    content = read_json(
-        workdir / "config.json", f"{workdir} is no run's folder; `run.py finetune` or `pretrain` makes one"
-    )
+    require_run(workdir)
+    content = read_json(workdir / "config.json", "")
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{workdir} has format {content.get('format_version')!r}, this version knows {FORMAT_VERSION}; "
