@@ -10,8 +10,10 @@ from conftest import fresh_flags
 from sklearn.metrics import log_loss
 
 import run
+from keras_bert_app import features
 from keras_bert_app.errors import UserError
 from keras_bert_app.export import bundle, preparation, verification
+from keras_bert_app.export.freezing import FrozenNetwork
 from keras_bert_app.export.options import PLAIN, ExportOptions
 from keras_bert_app.training import finetuning
 from keras_bert_app.training import workdir as folders
@@ -22,40 +24,79 @@ def model(tiny_run):
     return folders.load_best_model(tiny_run, "float32")[1]
 
 
-def test_int8_weights_are_the_nearest_to_those_of_each_column_or_row(tiny_run, model):
-    stored = preparation.with_precision(tiny_run, model, "int8")
-    block = stored.get_layer("encoder").blocks[0]
-    for layer, theirs, axis in (
-        (block.intermediate, model.get_layer("encoder").blocks[0].intermediate.kernel, 0),
-        (
-            stored.get_layer("encoder").embeddings.token,
-            model.get_layer("encoder").embeddings.token.embeddings,
-            1,
-        ),
-    ):
-        exact = keras.ops.convert_to_numpy(theirs)
-        scale = 127 / np.abs(exact).max(axis=axis, keepdims=True)
-        (weights,) = (one for one in layer.weights if one.dtype == "int8")
-        np.testing.assert_allclose(weights.numpy() / scale, exact, atol=0.51 / scale.min())
-    kinds = {one.path: one.dtype for one in stored.weights}
-    assert sum(kind == "int8" for kind in kinds.values()) == 2 + 1 + 2 * 6
-    assert not any(kind == "int8" for path, kind in kinds.items() if path.startswith("head"))
+@pytest.fixture(scope="module")
+def examples(tiny_run):
+    """Packed texts of the run's own."""
+    description = folders.ModelDescription.load(tiny_run)
+    records = finetuning.load_splits(folders.read_config(tiny_run)).train
+    return finetuning.make_examples(description.packer(), description.task, records)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.01), ("int8", 0.1)])
-def test_answers_of_coarser_weights_are_close_to_the_exact_ones(tiny_run, model, precision, tolerance):
-    stored = preparation.with_precision(tiny_run, model, precision)
-    inputs = folders.ModelDescription.load(tiny_run).packer()(
-        [tf.constant(["good film", "", "so dull " * 9])]
-    )
-    exact, found = model(inputs)["logits"], stored(inputs)["logits"]
+def logits(network, examples):
+    """What a graph gives, as integers aren't multiplied outside of one."""
+    inputs = examples.batch(np.arange(len(examples)))
+    inputs = {name: inputs[name] for name in features.ENCODER_INPUTS}
+    return np.array(tf.function(lambda inputs: network(inputs, training=False))(inputs)["logits"])
+
+
+def test_int8_bundles_have_integers_for_every_dense_layer_of_the_blocks_and_for_tokens(
+    tiny_run, model, examples
+):
+    stored = preparation.with_precision(tiny_run, model, "int8", examples)
+    encoder = stored.get_layer("encoder")
+    for block in encoder.blocks:
+        attention = block.attention
+        products = {
+            layer.integers
+            for layer in (attention.query, attention.key, attention.value, attention.output_dense)
+        } | {block.intermediate.integers, block.output_dense.integers}
+        assert len(products) == 4
+        assert {product.kernel.values.dtype for product in products} == {np.dtype("int8")}
+    (table,) = (one for one in encoder.embeddings.token.weights if one.dtype == "int8")
+    exact = keras.ops.convert_to_numpy(model.get_layer("encoder").embeddings.token.embeddings)
+    scale = 127 / np.abs(exact).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(table.numpy() / scale, exact, atol=0.51 / scale.min())
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.05), ("int8", 0.3)])
+def test_answers_of_coarser_weights_are_close_to_the_exact_ones(
+    tiny_run, model, examples, precision, tolerance
+):
+    stored = preparation.with_precision(tiny_run, model, precision, examples)
+    exact, found = logits(model, examples), logits(stored, examples)
     assert found.dtype == "float32"
-    assert precision in {weight.dtype for weight in stored.weights}
     assert 0 < np.abs(exact - found).max() < tolerance
+    frozen = logits(FrozenNetwork(stored), examples)
+    np.testing.assert_allclose(frozen, found, atol=tolerance / 10)
+
+
+def test_a_processor_without_bfloat16_stores_it_and_multiplies_float32(
+    tiny_run, model, examples, monkeypatch
+):
+    monkeypatch.setattr(preparation, "processor_has", lambda *names: False)
+    stored = preparation.with_precision(tiny_run, model, "bfloat16", examples)
+    assert {weight.dtype for weight in stored.get_layer("encoder").weights} == {"bfloat16"}
+    assert stored.get_layer("encoder").compute_dtype == "float32"
+    assert 0 < np.abs(logits(model, examples) - logits(stored, examples)).max() < 0.01
+
+
+def test_a_processor_without_products_of_integers_is_refused(tiny_run, model, examples, monkeypatch):
+    monkeypatch.setattr(preparation, "processor_has", lambda *names: False)
+    with pytest.raises(UserError, match="--precision=int8: this processor has no products of 8-bit integers"):
+        preparation.with_precision(tiny_run, model, "int8", examples)
+
+
+def test_what_the_processor_has_is_read_from_linux_or_nothing(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(preparation, "Path", lambda name: file)
+    assert not preparation.processor_has("avx512_bf16")
+    file.write_text("processor : 0\nflags : fpu avx512_bf16 avx512_vnni\n", encoding="utf-8")
+    assert preparation.processor_has("amx_bf16", "avx512_bf16")
+    assert not preparation.processor_has("amx_bf16", "fp")
 
 
 def test_a_precision_that_loses_too_much_is_refused_with_both_accuracies(tiny_run, monkeypatch):
-    def spoilt(workdir, model, precision):
+    def spoilt(workdir, model, precision, examples):
         _, other = folders.load_best_model(workdir, "float32")
         for weight in other.get_layer("head").weights:
             weight.assign(-weight)
@@ -90,21 +131,21 @@ def test_impossible_options_are_refused(options, message):
         ExportOptions(**options)
 
 
-def test_the_flags_of_export_are_its_options(monkeypatch, capsys):
+def test_the_flags_of_export_are_its_options(tiny_run, monkeypatch, capsys):
     fresh_flags(monkeypatch)
     asked = []
     monkeypatch.setattr(bundle, "export", lambda *arguments: asked.append(arguments) or "exported/1")
     flags = ["--top_k=2", "--calibrate", "--abstain=0.8", "--precision=int8", "--max_loss=0.02", "--keep=3"]
-    run.main(["export", "--workdir=run", "--export_dir=exported", *flags])
-    assert asked == [(Path("run"), Path("exported"), ExportOptions(2, True, 0.8, "int8", 0.02, 3))]
+    run.main(["export", f"--workdir={tiny_run}", "--export_dir=exported", *flags])
+    assert asked == [(tiny_run, Path("exported"), ExportOptions(2, True, 0.8, "int8", 0.02, 3))]
     assert capsys.readouterr().out == "exported exported/1\n"
 
 
-def test_without_flags_a_bundle_is_the_run_as_it_is(monkeypatch):
+def test_without_flags_a_bundle_is_the_run_as_it_is(tiny_run, monkeypatch):
     fresh_flags(monkeypatch)
     asked = []
     monkeypatch.setattr(bundle, "export", lambda *arguments: asked.append(arguments[2]))
-    run.main(["export", "--workdir=run", "--export_dir=exported"])
+    run.main(["export", f"--workdir={tiny_run}", "--export_dir=exported"])
     assert asked == [PLAIN]
 
 
