@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks.speed import inputs, preparation, report, team, training
+from benchmarks.speed import grpc_row, inputs, preparation, report, startup_row, team, training
 from benchmarks.speed.contenders import CONTENDERS, LOWER, TRAINERS, Contender
 
 INFERENCE = (*inputs.LENGTHS, "mixed texts")
+ALL_ROWS = (*INFERENCE, grpc_row.ROW, startup_row.ROW, *TRAINERS)
 FOLDER = flags.DEFINE_string("folder", "runs/speed", "what is measured, and the results")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of configs/sentiment.py; None: one of an epoch is made")
 EXPORT = flags.DEFINE_boolean("export", True, "make this project's bundles anew")
-ROWS = flags.DEFINE_list("rows", [*INFERENCE, *TRAINERS], "what to measure")
+ROWS = flags.DEFINE_list("rows", list(ALL_ROWS), "what to measure")
 NAMES = flags.DEFINE_list("contenders", [""], "beginnings of the names of those who take part")
-ARRANGEMENTS = flags.DEFINE_list("arrangements", list(inputs.ARRANGEMENTS), "of the mixed row's peers")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "turns of each", 1)
 ACCURACY = flags.DEFINE_boolean("accuracy", True, "measure the accuracy on reviews too")
 CORES = flags.DEFINE_integer("cores", 2, "cores that all are kept to", 1)
@@ -81,8 +81,7 @@ def measure_inference(
     """All contenders at once, so that every precision is compared with every other."""
     with running(chosen(CONTENDERS.values()), folder) as processes:
         for row in rows:
-            arrangements = ARRANGEMENTS.value if row.startswith("mixed") else ["padded"]
-            results["entries"] += team.measure(processes, row, arrangements, expected[row], ROUNDS.value)
+            results["entries"] += team.measure(processes, row, expected[row], ROUNDS.value)
             results["load_average"].append(os.getloadavg()[0])
         if ACCURACY.value:
             labels = inputs.read(folder)["reviews"]["labels"]
@@ -95,7 +94,7 @@ def measure_training(folder: Path, row: str, expected: list[float], results: dic
         contenders = chosen(Contender.parse(beginning + precision) for beginning in TRAINERS[row])
         with running(contenders, folder, "training", [row]) as processes:
             results["entries"] += team.measure(
-                processes, row, ["padded"], expected, min(ROUNDS.value, 5), training.STEPS[row]
+                processes, row, expected, min(ROUNDS.value, 5), training.STEPS[row]
             )
             results["load_average"].append(os.getloadavg()[0])
 
@@ -107,10 +106,8 @@ def chosen(contenders: Iterable[Contender]) -> list[Contender]:
 
 def main(_) -> None:
     """Prepare, measure, report."""
-    if unknown := set(ROWS.value) - {*INFERENCE, *TRAINERS}:
-        raise app.UsageError(
-            f"--rows has {', '.join(unknown)}; there are {', '.join([*INFERENCE, *TRAINERS])}"
-        )
+    if unknown := set(ROWS.value) - set(ALL_ROWS):
+        raise app.UsageError(f"--rows has {', '.join(unknown)}; there are {', '.join(ALL_ROWS)}")
     folder = Path(FOLDER.value).absolute()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: CORES.value])
     taking_part = chosen(CONTENDERS.values())
@@ -118,9 +115,17 @@ def main(_) -> None:
     workdir = Path(WORKDIR.value).absolute() if WORKDIR.value else None
     preparation.prepare(folder, workdir, ours, {one.library for one in taking_part})
     expected = json.loads((folder / "expected.json").read_text())
+    rounds = ROUNDS.value
     results = {"machine": machine(), "load_average": [os.getloadavg()[0]], "accuracy": {}, "entries": []}
     if inference := [row for row in ROWS.value if row in INFERENCE]:
         measure_inference(folder, inference, expected, results)
+    if grpc_row.ROW in ROWS.value:
+        texts = inputs.read(folder)["mixed"]["texts"]
+        contenders = [one for one in taking_part if one.library in grpc_row.LIBRARIES]
+        results["entries"] += grpc_row.measure(contenders, folder, texts, expected["mixed texts"], rounds)
+    if startup_row.ROW in ROWS.value:
+        contenders = [one for one in taking_part if one.setting != "streams"]
+        results["entries"] += startup_row.measure(contenders, folder, expected["single texts"], rounds)
     for row in TRAINERS:
         if row in ROWS.value:
             measure_training(folder, row, expected[row], results)

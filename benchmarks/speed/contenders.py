@@ -25,12 +25,23 @@ class Contender(NamedTuple):
     def is_ours(self) -> bool:
         return self.library == "ours"
 
+    def arrangements(self, row: str) -> tuple[str, ...]:
+        """How a row's texts are computed together, where it takes part; see inputs.groups.
+
+        What this project makes of a padded batch is its graph's affair; peers' batches are also sorted for
+        them. Streams compute one text each.
+        """
+        if self.setting == "streams":
+            return {"mixed": ("quarters", "cuts", "singly"), "uniform": ("singly",)}.get(row, ())
+        return ("padded", "quarters", "cuts") if row == "mixed" and not self.is_ours else ("padded",)
+
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
         *(Contender("ours", "", precision) for precision in ("float32", "bfloat16", "int8")),
         *(Contender("openvino", "", precision) for precision in ("float32", "bfloat16", "int8")),
+        *(Contender("openvino", "streams", precision) for precision in ("float32", "bfloat16", "int8")),
         *(Contender("onnxruntime", "", precision) for precision in ("float32", "int8")),
         *(Contender("pytorch", "eager", precision) for precision in ("float32", "bfloat16", "int8")),
         *(Contender("pytorch", "compiled", precision) for precision in ("float32", "bfloat16")),

@@ -16,7 +16,6 @@ MIXED = (
 )
 # fmt: on
 LENGTHS = {"single": (26,), "uniform": (128,) * 32, "mixed": MIXED}
-ARRANGEMENTS = ("padded", "quarters", "cuts")
 NUM_REVIEWS = 512  # of the evaluation split, for accuracy
 NUM_FIXED = 40 * 32  # texts of full length, to train on
 
@@ -25,11 +24,13 @@ def groups(lengths: Sequence[int], arrangement: str) -> list[np.ndarray]:
     """Which texts are computed together, as places in `lengths`.
 
     padded: all, as most do. quarters: four groups of as many texts, sorted by length. cuts: four groups,
-    cut where fewest slots are left empty, the best that sorting by hand can do.
+    cut where fewest slots are left empty, the best that sorting by hand can do. singly: each by itself.
     """
     if arrangement == "padded":
         return [np.arange(len(lengths))]
     order = np.argsort(lengths, kind="stable")
+    if arrangement == "singly":
+        return np.array_split(order[::-1], len(order))  # the longest first, so that no stream ends late
     if arrangement == "quarters":
         return np.array_split(order, 4)
     return np.split(order, best_cuts([lengths[place] for place in order], 4))

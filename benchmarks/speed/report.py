@@ -28,10 +28,12 @@ BARS = (
     Bar("mixed, sorted by hand", "mixed", "float32", 1.3, ("float32",), SORTED),
     Bar("mixed, sorted by hand", "mixed", "bfloat16", 1.2, ("float32", "bfloat16"), SORTED),
     Bar("mixed, sorted by hand, of all peers", "mixed", "int8", 1.0, ALL, SORTED),
-    Bar("uniform", "uniform", "float32", 1.0, ("float32",)),
-    Bar("uniform", "uniform", "bfloat16", 1.0, ("float32", "bfloat16")),
+    Bar("uniform", "uniform", "float32", 1.0, ("float32",), ("padded", "singly")),
+    Bar("uniform", "uniform", "bfloat16", 1.0, ("float32", "bfloat16"), ("padded", "singly")),
     Bar("single", "single", "float32", 1 / 1.1, ("float32",)),
     Bar("single", "single", "bfloat16", 1 / 1.5, ("float32", "bfloat16")),
+    Bar("text to label by gRPC", "grpc", "float32", 2.0, ("float32",)),
+    Bar("text to label by gRPC, of all peers", "grpc", "bfloat16", 2.0, ALL),
     *(
         bar
         for precision in ("float32", "bfloat16")

@@ -99,7 +99,6 @@ def is_equal(largest: float, precision: str) -> bool:
 def measure(
     processes: Sequence[Process],
     row: str,
-    arrangements: Sequence[str],
     expected: Sequence,
     rounds: int,
     repeats: int | None = None,
@@ -114,9 +113,7 @@ def measure(
     """
     entries, turns = [], []
     for process in processes:
-        for arrangement in arrangements:
-            if arrangement != "padded" and process.contender.is_ours:
-                continue
+        for arrangement in process.contender.arrangements(row):
             entry = process.contender._asdict() | {"contender": process.contender.name, "row": row}
             entry |= {"arrangement": arrangement, "seconds": []}
             entries.append(entry)
@@ -136,9 +133,13 @@ def measure(
 
 def take_turns(turns: list[tuple[Process, dict[str, Any], int]], row: str, number: int) -> None:
     """One round: everyone once."""
-    turns = list(turns)
+    turns = [turn for turn in turns if "error" not in turn[1]]
     random.Random(number).shuffle(turns)
     for process, entry, repeats in turns:
         time.sleep(SECONDS_TO_SLEEP)
-        answer = process.ask("time", row=row, arrangement=entry["arrangement"], repeats=repeats)
-        entry["seconds"].append(answer["seconds"])
+        try:
+            answer = process.ask("time", row=row, arrangement=entry["arrangement"], repeats=repeats)
+        except ContenderError as error:
+            entry.update(error=str(error), seconds=[])
+        else:
+            entry["seconds"].append(answer["seconds"])

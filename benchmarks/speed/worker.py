@@ -47,13 +47,19 @@ class Tokenizing:
         return [self._labels[number] for number in self.predict(batch).argmax(-1)]
 
 
+def load(name: str, folder: Path):
+    """The contender's Model: predict(batch) -> probabilities, label(texts) -> labels."""
+    library, setting, precision = Contender.parse(name)
+    module = library if library == "ours" else f"{library}_peer"
+    return importlib.import_module(f"benchmarks.speed.{module}").Model(folder, setting, precision)
+
+
 class Worker:
     """What can be asked of a contender; each method's arguments are a line's other values."""
 
     def __init__(self, name: str, folder: Path):
-        library, setting, precision = Contender.parse(name)
-        module = library if library == "ours" else f"{library}_peer"
-        self._model = importlib.import_module(f"benchmarks.speed.{module}").Model(folder, setting, precision)
+        self._model = load(name, folder)
+        self._streams = hasattr(self._model, "concurrently")
         self._inputs = inputs.read(folder)
 
     def _passes(self, row: str, arrangement: str):
@@ -66,22 +72,29 @@ class Worker:
         batches = [inputs.pad([row["ids"][place] for place in group]) for group in places]
         return [lambda batch=batch: self._model.predict(batch) for batch in batches], places
 
+    def _results(self, calls):
+        """Of all calls, one after the other where the model has no streams."""
+        return self._model.concurrently(calls) if self._streams else [call() for call in calls]
+
     def prepare(self, row: str, arrangement: str):
         """Compute a row, twice so that all is warm; give its results in the row's order and seconds."""
         calls, places = self._passes(row, arrangement)
-        [call() for call in calls]
+        self._results(calls)
         started = time.perf_counter()
-        results = np.concatenate([call() for call in calls])
+        results = np.concatenate(self._results(calls))
         seconds = time.perf_counter() - started
         return {"results": results[np.argsort(np.concatenate(places))].tolist(), "seconds": seconds}
+
+    def first(self, row: str):
+        """Labels of a row's texts, computed once."""
+        return {"results": self._model.label(self._inputs[row]["texts"])}
 
     def time(self, row: str, arrangement: str, repeats: int):
         """Seconds of computing a row: the mean of some times."""
         calls, _ = self._passes(row, arrangement)
         started = time.perf_counter()
         for _ in range(repeats):
-            for call in calls:
-                call()
+            self._results(calls)
         return {"seconds": (time.perf_counter() - started) / repeats}
 
     def reviews(self):
@@ -112,13 +125,13 @@ def main(name: str, folder: str) -> None:
             result = {"error": traceback.format_exc()}
         print(json.dumps(result), file=answers, flush=True)
 
-    def load():
+    def start():
         nonlocal worker
         worker = Worker(name, Path(folder))
         return {}
 
     worker = None
-    answer(load)
+    answer(start)
     for line in sys.stdin:
         request = json.loads(line)
         answer(lambda: getattr(worker, request.pop("do"))(**request))  # noqa: B023
