@@ -22,11 +22,20 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks.speed import grpc_row, inputs, preparation, report, startup_row, team, training
+from benchmarks.speed import (
+    grpc_row,
+    inputs,
+    preparation,
+    report,
+    startup_row,
+    team,
+    tokenization_row,
+    training,
+)
 from benchmarks.speed.contenders import CONTENDERS, LOWER, TRAINERS, Contender
 
 INFERENCE = (*inputs.LENGTHS, "mixed texts")
-ALL_ROWS = (*INFERENCE, grpc_row.ROW, startup_row.ROW, *TRAINERS)
+ALL_ROWS = (*INFERENCE, grpc_row.ROW, startup_row.ROW, tokenization_row.ROW, *TRAINERS)
 FOLDER = flags.DEFINE_string("folder", "runs/speed", "what is measured, and the results")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of configs/sentiment.py; None: one of an epoch is made")
 EXPORT = flags.DEFINE_boolean("export", True, "make this project's bundles anew")
@@ -126,6 +135,8 @@ def main(_) -> None:
     if startup_row.ROW in ROWS.value:
         contenders = [one for one in taking_part if one.setting != "streams"]
         results["entries"] += startup_row.measure(contenders, folder, expected["single texts"], rounds)
+    if tokenization_row.ROW in ROWS.value:
+        results["entries"] += tokenization_row.measure(folder, rounds)
     for row in TRAINERS:
         if row in ROWS.value:
             measure_training(folder, row, expected[row], results)

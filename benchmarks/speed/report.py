@@ -84,10 +84,15 @@ def judge(entries: Sequence[Entry], bars: Iterable[Bar] = BARS) -> list[dict[str
             found = ratio(peer, ours)
             verdicts.append(
                 bar._asdict()
-                | {"best_peer": f"{peer['contender']}, {peer['arrangement']}", "ratio": found}
+                | {"best_peer": named(peer), "ratio": found}
                 | {"reached": found["median"] >= bar.least}
             )
     return verdicts
+
+
+def named(entry: Entry) -> str:
+    """The contender and how it arranges the texts."""
+    return ", ".join(filter(None, (entry["contender"], entry["arrangement"])))
 
 
 def milliseconds(values: Sequence[float]) -> str:
@@ -107,13 +112,13 @@ def table(entries: Sequence[Entry], accuracies: dict[str, float]) -> str:
         for entry in sorted(measured, key=lambda entry: statistics.median(entry["seconds"])):
             of_class = {"library": "ours", "precision": entry["precision"]}.items()
             ours = next((other for other in measured if of_class <= other.items()), None)
-            cells = [f"{entry['contender']}, {entry['arrangement']}", milliseconds(entry["seconds"])]
+            cells = [named(entry), milliseconds(entry["seconds"])]
             cells.append(f"{ratio(entry, ours)['median']:.2f}" if ours else "")
             cells.append(f"{entry['difference']:.1e}" + ("" if entry["equal"] else ", not counted"))
             cells.append(f"{accuracies.get(entry['contender'], float('nan')):.4f}")
             lines.append(f"| {' | '.join(cells)} |")
         failed = [entry for entry in of_row if not entry["seconds"]]
-        lines += [f"| {entry['contender']}, {entry['arrangement']} | failed | | | |" for entry in failed]
+        lines += [f"| {named(entry)} | failed | | | |" for entry in failed]
     return "\n".join(lines)
 
 
@@ -153,7 +158,7 @@ def plot(entries: Sequence[Entry], path: Path) -> None:
         below = [m - 1000 * min(entry["seconds"]) for m, entry in zip(middles, measured, strict=True)]
         above = [1000 * max(entry["seconds"]) - m for m, entry in zip(middles, measured, strict=True)]
         colors = ["tab:orange" if entry["library"] == "ours" else "tab:blue" for entry in measured]
-        names = [f"{entry['contender']}, {entry['arrangement']}" for entry in measured]
+        names = [named(entry) for entry in measured]
         panel.barh(names, middles, xerr=[below, above], color=colors)
         panel.set_title(row)
         panel.set_xlabel("ms")
