@@ -40,7 +40,8 @@ class Server:
             batching.write_text(BATCHING)
             command = [sys.executable, "-m", "serving.server", "--model_name=speed", "--port=0"]
             command += [f"--model_base_path={folder / contender.precision}", "--enable_batching"]
-            command += [f"--batching_parameters_file={batching}"]
+            # Warmed up by the texts whose labels are compared, as all are.
+            command += [f"--batching_parameters_file={batching}", "--enable_model_warmup=false"]
         self._log = (folder / f"{contender.name}-grpc.log").open("w")
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "true"}
         self._process = subprocess.Popen(

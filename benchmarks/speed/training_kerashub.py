@@ -39,7 +39,7 @@ def train(folder: Path, row: str, contender: Contender, pacer: Pacer) -> None:
     outputs = model(x, training=False)
     pairs = [(y[name], outputs[name]) for name in y] if isinstance(y, dict) else [(y, outputs)]
     pacer.begin(float(sum(np.mean(cross_entropy(label, tf.cast(out, "float32"))) for label, out in pairs)))
-    step_done = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: pacer.step_done())
+    step_done = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: pacer.step_done())
     data = tf.data.Dataset.from_tensors((x, y)).cache().repeat().prefetch(2)
     model.fit(data, steps_per_epoch=10**9, verbose=0, callbacks=[step_done])
 
