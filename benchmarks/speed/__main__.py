@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -117,6 +118,7 @@ def main(_) -> None:
     """Prepare, measure, report."""
     if unknown := set(ROWS.value) - set(ALL_ROWS):
         raise app.UsageError(f"--rows has {', '.join(unknown)}; there are {', '.join(ALL_ROWS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     folder = Path(FOLDER.value).absolute()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: CORES.value])
     taking_part = chosen(CONTENDERS.values())
