@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo bench test test-all lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/core.installed
 TEST := $(VENV)/test.installed
+PEERS := $(VENV)/peers.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt
 # A file's tests stay together, as do the models they share.
 IN_TWO := --numprocesses=2 --dist=loadfile
@@ -18,6 +19,9 @@ help: ## say what there is to make
 
 demo: $(CORE) ## fetch, pretrain, fine-tune, evaluate, export, verify, serve, query
 	@$(BIN)/python run.py demo
+
+bench: $(PEERS) ## measure speed beside transformers, PyTorch, KerasHub, ONNX Runtime and OpenVINO
+	@$(BIN)/python -m benchmarks.speed
 
 test: lint ## lint, import contracts and all but the slow tests
 	@$(BIN)/python -m pytest $(IN_TWO)
@@ -61,4 +65,9 @@ $(CORE): $(VENV)/created setup.cfg pyproject.toml constraints.txt
 $(TEST): $(CORE)
 	@echo "Installing what the tests need"
 	@$(INSTALL) -e '.[test]'
+	@touch $@
+
+$(PEERS): $(CORE)
+	@echo "Installing what speed is measured beside"
+	@$(INSTALL) -e '.[peers]'
 	@touch $@

@@ -186,17 +186,19 @@ def main(_) -> None:
         for many in (1, 2)
     ]
     loads.append(Load("one short text", [[SHORT_TEXT]] * given.calls))
-    times = []
+    times, disagreeing = [], num_disagreeing(contestants, texts)
+    shares = {name: count / len(texts) for name, count in disagreeing.items()}
     for load in loads:
         times.append(measure(load, contestants | (minilm() if load is loads[-1] else {}), given.runs))
         facts = {"load": load.name, "at_a_time": load.at_a_time, "texts": sum(map(len, load.batches))}
         facts |= {"threads": given.threads, "load_average": os.getloadavg()[0]}
         with open(given.output, "a", encoding="utf-8") as file:
             file.writelines(
-                json.dumps(facts | {"name": name, "seconds": taken}) + "\n"
+                json.dumps(facts | {"name": name, "seconds": taken, "share_with_other_ids": shares.get(name)})
+                + "\n"
                 for name, taken in times[-1].items()
             )
-    print_tables(loads, times, num_disagreeing(contestants, texts), len(texts))
+    print_tables(loads, times, disagreeing, len(texts))
 
 
 def print_tables(loads, times, disagreeing: dict[str, int], num_texts: int) -> None:
