@@ -119,6 +119,7 @@ def test_what_a_begun_run_may_change_is_devices_and_upkeep():
         "num_devices",
         "accumulation",
         "jit",
+        "recompute",
         "checkpoint_every",
         "keep_checkpoints",
         "peak_flops",
