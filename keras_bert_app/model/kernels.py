@@ -239,7 +239,7 @@ def _attend(projected, group, dropout):
     query, key, value = tf.unstack(_pad(projected, group, head_dim))  # [R, N, Sg, D]
     scores = tf.matmul(query, key, transpose_b=True) * tf.constant(head_dim**-0.5, query.dtype)
     if dropout:
-        # Its gradient sums over Sg, for which half precision is too coarse; the value's sum oneDNN makes wide.
+        # Half precision is too coarse for the sums of its gradient; those of its value oneDNN makes wide.
         scores = tf.cast(scores, portable.at_least_float32(scores.dtype.name))
     weights = tf.nn.softmax(scores + tf.cast(group.bias, scores.dtype))  # [R, N, Sg, Sg]
     weights = dropout(weights) if dropout else weights
