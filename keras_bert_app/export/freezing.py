@@ -9,8 +9,8 @@ from keras_bert_app import features
 from keras_bert_app.tasks.signatures import with_pooled
 
 # oneDNN lays constants out for its products once, variables at each call: a fifth of the time of one text.
-# But a graph with them takes several times their size where it is loaded, so larger ones stay variables.
-_MOST_CONSTANT_BYTES = 100e6
+# But they take four times their size for each signature that is asked, so larger ones stay variables.
+_MOST_CONSTANT_BYTES = 50e6
 
 
 class FrozenNetwork(tf.Module):
