@@ -101,6 +101,16 @@ def test_relatives_of_bert_are_the_same_on_tokens_alone(settings, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
 
 
+def test_the_gelu_of_training_has_the_values_and_gradients_of_keras_ops(monkeypatch):
+    encoder = make_encoder(dropout=0.0, attention_dropout=0.0)
+    batch = make_batch(rows_of(LENGTHS))
+    found = values_and_gradients(encoder, batch, training=True)
+    in_keras_ops(monkeypatch)
+    for one, other in zip(found, values_and_gradients(encoder, batch, training=True), strict=True):
+        # TensorFlow's has a square root of 2 in float32, whatever the dtype.
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
 def test_no_texts_give_no_vectors():
     outputs = make_encoder()(make_batch(np.zeros((0, 5), bool)))
     assert outputs[features.SEQUENCE].shape == (0, 5, 16)

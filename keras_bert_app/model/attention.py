@@ -145,7 +145,7 @@ class TransformerBlock(_AttentionLayer):
         )
         attended = self.attention_output_dropout(attended, training=training)
         x = normalize(self.attention_norm, x + attended)  # [B, S, H]
-        inner = dense(x, (self.intermediate,), ACTIVATIONS[self.activation])  # [B, S, F]
+        inner = dense(x, (self.intermediate,), ACTIVATIONS[self.activation], training=training)  # [B, S, F]
         inner = self.output_dropout(dense(inner, (self.output_dense,)), training=training)
         x = normalize(self.output_norm, x + inner)  # [B, S, H]
         return (x, weights) if return_attention_weights else x

@@ -9,6 +9,7 @@ with bias and activation, scores with scale and mask.
 """
 
 import contextlib
+import math
 import threading
 from typing import NamedTuple
 
@@ -84,8 +85,11 @@ def run_block(block, x, **arguments):
     return computed(x), None
 
 
-def dense(x, layers, activation=None):
-    """As portable.dense, or what the layers' `integers` make of x where they have it (see int8.py)."""
+def dense(x, layers, activation=None, training=False):
+    """As portable.dense, or what the layers' `integers` make of x where they have it (see int8.py).
+
+    In training, where nothing can be fused with it, GELU is one of our own.
+    """
     if integers := getattr(layers[0], "integers", None):
         return integers(x)
     kernels = [tf.convert_to_tensor(layer.kernel) for layer in layers]
@@ -95,10 +99,26 @@ def dense(x, layers, activation=None):
     # Of two dimensions, and BiasAdd: else nothing is fused.
     flat = tf.reshape(x, [-1, kernel.shape[0]])
     y = tf.nn.bias_add(tf.matmul(flat, kernel), bias)
-    y = activation(y) if activation else y
+    if activation:
+        is_gelu = activation is portable.ACTIVATIONS["gelu"]
+        y = _gelu(y) if training and is_gelu else activation(y)
     if observe := getattr(_scope, "observe", None):
         observe(layers, flat, y)
     return y if len(x.shape) == 2 else tf.reshape(y, tf.concat([tf.shape(x)[:-1], [kernel.shape[1]]], axis=0))
+
+
+@tf.custom_gradient
+def _gelu(x):
+    """The exact one, its gradient in few passes, in float32 at least: of half precision erfc takes longer."""
+    wide = tf.cast(x, portable.at_least_float32(x.dtype.name))
+    probability = 0.5 * tf.math.erfc(wide * -(0.5**0.5))
+
+    def gradient(upstream):
+        density = tf.exp(-0.5 * tf.square(wide)) * (2 * math.pi) ** -0.5
+        slope = probability + wide * density
+        return tf.cast(tf.cast(upstream, wide.dtype) * slope, x.dtype)
+
+    return tf.cast(wide * probability, x.dtype), gradient
 
 
 def normalize(layer, x):

@@ -29,7 +29,7 @@ def run_block(block, x, **arguments):
     return block(x, **arguments)
 
 
-def dense(x, layers, activation=None):
+def dense(x, layers, activation=None, training=False):
     """What the dense layers make of x, side by side: [..., H] -> [..., sum of their units].
 
     activation: applied to it, such as one of ACTIVATIONS.
