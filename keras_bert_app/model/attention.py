@@ -69,15 +69,18 @@ class SelfAttention(_AttentionLayer):
             layer.build(input_shape)
 
     def call(self, x, mask=None, layout=None, training=None, return_attention_weights=False):
-        layout = layout or Rows(self.num_heads, mask)
+        context, weights = self.attend(x, layout or Rows(self.num_heads, mask), training)
+        output = dense(context, (self.output_dense,))  # [B, S, H]
+        return (output, weights) if return_attention_weights else output
+
+    def attend(self, x, layout, training=None):
+        """-> what the output layer takes, [B, S, H], and the attention weights."""
 
         def dropout(weights):
             return self.dropout_layer(weights, training=training)
 
         projected = dense(x, (self.query, self.key, self.value))
-        context, weights = layout.attend(projected, dropout if training else None)
-        output = dense(context, (self.output_dense,))  # [B, S, H]
-        return (output, weights) if return_attention_weights else output
+        return layout.attend(projected, dropout if training else None)
 
     def get_config(self):
         return super().get_config() | {
@@ -140,15 +143,25 @@ class TransformerBlock(_AttentionLayer):
         self.output_dense.build((*input_shape[:-1], self.intermediate_dim))
 
     def call(self, x, mask=None, layout=None, training=None, return_attention_weights=False):
-        attended, weights = self.attention(
-            x, mask=mask, layout=layout, training=training, return_attention_weights=True
-        )
+        layout = layout or Rows(self.num_heads, mask)
+        context, weights = self.attention.attend(x, layout, training)
+        x = self._finish(x, context, training)
+        return (x, weights) if return_attention_weights else x
+
+    def all_and_first(self, x, layout, training=None):
+        """What a call gives, and what it gives at the rows' first places, [B, H], computed for them alone."""
+        context, _ = self.attention.attend(x, layout, training)
+        first = self._finish(layout.first(x), layout.first(context), training)
+        return self._finish(x, context, training), first
+
+    def _finish(self, x, context, training):
+        """What follows on the attention of a block, for each place by itself."""
+        attended = dense(context, (self.attention.output_dense,))
         attended = self.attention_output_dropout(attended, training=training)
         x = normalize(self.attention_norm, x + attended)  # [B, S, H]
         inner = dense(x, (self.intermediate,), ACTIVATIONS[self.activation], training=training)  # [B, S, F]
         inner = self.output_dropout(dense(inner, (self.output_dense,)), training=training)
-        x = normalize(self.output_norm, x + inner)  # [B, S, H]
-        return (x, weights) if return_attention_weights else x
+        return normalize(self.output_norm, x + inner)  # [B, S, H]
 
     def get_config(self):
         return super().get_config() | {

@@ -137,14 +137,21 @@ class BertEncoder(keras.layers.Layer):
             mask=keras_mask,
         )
         states, attention_weights = [x], []
-        for block in self.blocks:
+        # Where the first place alone is pooled, only it needs all of the last block: a graph that is asked
+        # for no more computes no more.
+        pools_first = self.pooling == "first" and not return_all
+        for block in self.blocks[:-1] if pools_first else self.blocks:
             x, weights = run_block(
                 block, x, mask=keras_mask, layout=layout, training=training, return_attention_weights=True
             )
             attention_weights.append(weights)
             states.append(x)
+        if pools_first:
+            x, first = self.blocks[-1].all_and_first(x, layout, training)
+        else:
+            first = layout.first(x)
         sequence = layout.put(x)  # [B, S, H]
-        pooled = self._pool(sequence, layout.first(x), mask)
+        pooled = self._pool(sequence, first, mask)
         outputs = {features.SEQUENCE: sequence, features.POOLED: pooled}
         if return_all:
             outputs |= {features.HIDDEN_STATES: states, features.ATTENTION_WEIGHTS: attention_weights}
