@@ -128,6 +128,8 @@ def measure(size: str, length: int, layout: str, work: str, peak: float | None) 
     random = np.random.default_rng(0)
     rates = {"dropout": DROPOUT.value, "attention_dropout": DROPOUT.value} if work == "train" else {}
     known = {"vocabulary_size": VOCABULARY_SIZE, "max_positions": 512}
+    # Wide enough that each layer's share in what comes out is seen.
+    rates["initializer_range"] = SIZES[size]["hidden_dim"] ** -0.5
     encoder = complete_encoder(EncoderConfig(**SIZES[size], **rates), known)
     lengths = draw_lengths(random, length, SLOTS.value)
     batch = make_batch(random, make_rows(lengths, SLOTS.value // length, length, layout == "packed"), length)
