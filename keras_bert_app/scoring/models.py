@@ -7,9 +7,9 @@ from pathlib import Path
 
 from keras_bert_app import features
 from keras_bert_app.errors import UserError
+from keras_bert_app.export.freezing import FrozenNetwork
 from keras_bert_app.export.versions import newest_version
 from keras_bert_app.scoring.answering import SIGNATURE, Answerer, load_bundle
-from keras_bert_app.tasks.signatures import with_pooled
 from keras_bert_app.training import checkpoints
 from keras_bert_app.training import workdir as folders
 
@@ -49,7 +49,7 @@ def open_run(workdir: Path, columns: Mapping[str, str]) -> Model:
     step = folders.best_step(workdir)
     description, model = folders.load_best_model(workdir, folders.inference_precision(config))
     packer = description.packer()
-    signature = description.task.signatures(with_pooled(model), packer)[SIGNATURE]
+    signature = description.task.signatures(FrozenNetwork(model), packer)[SIGNATURE]
     answerer = Answerer(signature, packer, model, str(workdir))
     weights = checkpoints.folder_of(workdir, step) / checkpoints.MODEL
     files = [workdir / "config.json", workdir / "model.json", workdir / "vocab.txt", weights]
