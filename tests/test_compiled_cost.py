@@ -93,6 +93,7 @@ def test_a_compiled_step_computes_and_holds_what_it_has_to(
     assert train["kept"] < 10**4
 
 
+@pytest.mark.slow
 def test_a_step_that_projects_every_position_is_found_out():
     found = cost(SMALL, 4, 64, "every position")["train"]
     assert found["flops"] > 3

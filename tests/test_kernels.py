@@ -69,10 +69,11 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("pooling", ["first", "mean", "max"])
-def test_tokens_alone_give_what_rows_with_padding_give(mask, pooling, monkeypatch):
-    encoder, batch = make_encoder(pooling=pooling), make_batch(mask)
+@pytest.mark.parametrize(
+    ("name", "pooling"), [*((name, "first") for name in MASKS), ("mixed", "mean"), ("mixed", "max")]
+)
+def test_tokens_alone_give_what_rows_with_padding_give(name, pooling, monkeypatch):
+    encoder, batch = make_encoder(pooling=pooling), make_batch(MASKS[name])
     found = values_and_gradients(encoder, batch)
     in_keras_ops(monkeypatch)
     wanted = values_and_gradients(encoder, batch)
