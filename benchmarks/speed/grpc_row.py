@@ -78,7 +78,7 @@ class Server:
         if not self.contender.is_ours:
             return [answer.decode() for answer in answers]
         responses = map(protocol.CLASSES["PredictResponse"].FromString, answers)
-        return [messages.outputs(response)["label"][0] for response in responses]
+        return [bytes(messages.outputs(response)["label"][0]).decode() for response in responses]
 
     def load(self, texts: Sequence[str], seconds: float) -> tuple[float, float]:
         """Answers a second, and the 99th percentile of seconds until one."""
