@@ -5,6 +5,7 @@
 It has its own threads and memory, and computes only when asked, so that contenders can take turns.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -130,11 +131,14 @@ def main(name: str, folder: str) -> None:
         worker = Worker(name, Path(folder))
         return {}
 
+    def do(do, **arguments):
+        return getattr(worker, do)(**arguments)
+
     worker = None
     answer(start)
     for line in sys.stdin:
         request = json.loads(line)
-        answer(lambda: getattr(worker, request.pop("do"))(**request))  # noqa: B023
+        answer(functools.partial(do, **request))
 
 
 if __name__ == "__main__":

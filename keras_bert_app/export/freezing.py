@@ -9,14 +9,14 @@ from keras_bert_app import features
 from keras_bert_app.tasks.signatures import with_pooled
 
 # oneDNN lays constants out for its products once, variables at each call: a fifth of the time of one text.
-# But they take four times their size for each signature that is asked, so larger ones stay variables.
+# But they take five times their size for each signature that is asked, so larger ones stay variables.
 _MOST_CONSTANT_BYTES = 50e6
 
 
 class FrozenNetwork(tf.Module):
     """A model as signatures ask it: the encoder's inputs -> the model's outputs, and `pooled` [B, H].
 
-    `variables` are the weights that aren't constants of the graph: tables of embeddings, of which only some
+    `weights` are those that aren't constants of the graph: tables of embeddings, of which only some
     rows are read, and all weights of a large model. They are TensorFlow's variables, not Keras': exporting
     one of those makes a second variable, and in a session it is the second that is restored, while the graph
     reads the first.

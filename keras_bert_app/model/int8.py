@@ -1,7 +1,7 @@
 """Dense layers in 8-bit integers, for inference, by operations that TensorFlow's x86 builds bring.
 
 `_QuantizedMatMul` runs on oneDNN (AVX512-VNNI, AMX), keeps the weights in the layout that it wants, has a
-scale for every output column, and does bias, activation, residual and rounding of the output in one pass.
+scale for every output column, and does bias, activation and rounding of the output in one pass.
 The public `QuantizedMatMulWithBiasAndDequantize` has one scale, no GELU, and adds a wrongly scaled correction
 to the bias where the input's lowest value isn't 0.
 
@@ -136,11 +136,10 @@ def int8_dense(
     kernel: Int8Kernel,
     bias,
     activation=None,
-    residual=None,
     dtype=tf.float32,
     output_range=None,
 ):
-    """`activation(x @ kernel + bias)`, or `x @ kernel + bias + residual`: integer products, exact sums.
+    """`activation(x @ kernel + bias)`: integer products, exact sums.
 
     Works in a graph (a tf.function, or under tf.Graph), not eagerly, on x86 alone, and takes the weights and
     bias of its first call for all later ones.
@@ -149,7 +148,6 @@ def int8_dense(
         x: [T, I].
         bias: constant float [O].
         activation: None, "gelu" (exact), "gelu_new" (tanh) or "relu".
-        residual: float32 or bfloat16 [T, O] of `dtype`, which may be overwritten.
         dtype: the output's, float32 or bfloat16.
         output_range: (low, high): the output is rounded to 8 bits for this range, for the next layer.
 
@@ -157,18 +155,14 @@ def int8_dense(
         [T, O] of `dtype`, or Quantized (quint8) where `output_range` is given.
 
     Raises:
-        ValueError: an unknown activation, or a residual together with an activation or `output_range`.
+        ValueError: an unknown activation.
     """
     if activation is not None and activation not in _ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it takes None, {', '.join(_ACTIVATIONS)}")
-    if residual is not None and (activation or output_range):
-        raise ValueError("a residual can't be added where there is an activation or an output_range")
     fused = ["BiasAdd"]
     fused += [_ACTIVATIONS[activation]] if activation else []
-    fused += ["Add"] if residual is not None else []
     fused += ["Requantize"] if output_range else ["Dequantize"]
     tensors = [x.values, tf.bitcast(tf.constant(kernel.values), tf.qint8), tf.constant(bias, tf.float32)]
-    tensors += [residual] if residual is not None else []
     largest_weights = kernel.scales * np.float32(127)  # [O]
     ranges = [x.low, x.high, -largest_weights, largest_weights, *(output_range or ())]
     output = _quantized_matmul(tensors, ranges, tf.quint8 if output_range else dtype, fused)  # [T, O]
@@ -185,7 +179,7 @@ def _quantized_matmul(tensors, ranges, dtype, fused):
         "T1": source,
         "T2": tf.qint8,
         "Tbias": tf.float32,
-        "U": tensors[3].dtype if len(tensors) > 3 else tf.float32,
+        "U": tf.float32,
         "Tout": dtype,
         "Tdevice_inputs": [tensor.dtype for tensor in tensors],
         "Thost_inputs": [tf.float32] * len(ranges),

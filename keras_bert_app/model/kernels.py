@@ -25,49 +25,43 @@ _GROUPS = (0, 7, 12, 16, 18, 19, 20)
 _FEW_TEXTS = 4
 # See `_normalize_by_size`.
 _FUSED_EPSILON, _FEW_TOKENS = 1e-3, 256
-_scope = threading.local()
+
+
+class _Scope(threading.local):
+    static, recompute, observe = False, False, None
+
+
+_scope = _Scope()
 
 
 @contextlib.contextmanager
+def _within(name, value):
+    before = getattr(_scope, name)
+    setattr(_scope, name, value)
+    try:
+        yield
+    finally:
+        setattr(_scope, name, before)
+
+
 def static_shapes():
     """Within it layouts keep the padding: XLA compiles no tensors whose size follows from their values."""
-    before = is_static()
-    _scope.static = True
-    try:
-        yield
-    finally:
-        _scope.static = before
+    return _within("static", True)
 
 
-def is_static():
-    """Whether shapes have to follow from shapes."""
-    return getattr(_scope, "static", False)
-
-
-@contextlib.contextmanager
-def observing(observe):
-    """Within it `dense` calls observe(layers, x, y) with what it takes and gives, but for integers."""
-    _scope.observe = observe
-    try:
-        yield
-    finally:
-        _scope.observe = None
-
-
-@contextlib.contextmanager
 def recomputation():
     """Within it blocks keep their inputs alone for the backward pass, which computes the rest again."""
-    before = getattr(_scope, "recompute", False)
-    _scope.recompute = True
-    try:
-        yield
-    finally:
-        _scope.recompute = before
+    return _within("recompute", True)
+
+
+def observing(observe):
+    """Within it `dense` calls observe(layers, x, y) with what it takes and gives, but for integers."""
+    return _within("observe", observe)
 
 
 def run_block(block, x, **arguments):
     """As portable.run_block; within `recomputation` as in Chen et al. 2016, and without attention weights."""
-    if not getattr(_scope, "recompute", False):
+    if not _scope.recompute:
         return block(x, **arguments)
     states = [
         generator.state
@@ -102,8 +96,8 @@ def dense(x, layers, activation=None, training=False):
     if activation:
         is_gelu = activation is portable.ACTIVATIONS["gelu"]
         y = _gelu(y) if training and is_gelu else activation(y)
-    if observe := getattr(_scope, "observe", None):
-        observe(layers, flat, y)
+    if _scope.observe:
+        _scope.observe(layers, flat, y)
     return y if len(x.shape) == 2 else tf.reshape(y, tf.concat([tf.shape(x)[:-1], [kernel.shape[1]]], axis=0))
 
 
@@ -306,6 +300,6 @@ def _unpad(context, group):
 
 def lay_out(num_heads, mask, sequence_ids=None, as_rows=False):
     """As portable.lay_out, but tokens where neither `as_rows` nor `static_shapes` is in the way."""
-    if as_rows or is_static():
+    if as_rows or _scope.static:
         return portable.lay_out(num_heads, mask, sequence_ids)
     return Tokens(num_heads, mask, sequence_ids)
